@@ -1,0 +1,333 @@
+"""A client without a model: deterministic, offline, and good enough to run the whole program on.
+
+It reads the prompts as the templates write them (`detection.v1.jinja`, `explain_default.v1.jinja`) and answers
+by matching words. It knows no network and no clock. What it says is no evidence about any latent.
+
+Models (the part after `:` is the behaviour's argument):
+
+- `keyword`: explains with the most frequent marked token; finds the explanation's words in the windows.
+- `constant`: says the same to everything.
+- `script:PATH`: chat replies read from a JSONL file, in order.
+- `oracle[:LABEL]`: from Python only; judges with a function of the caller's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, get_args
+
+from autointerp.errors import UserError
+from autointerp.types import Client
+from prompts.requests import (
+    Chat,
+    ChatReply,
+    Choice,
+    ChoiceReply,
+    Embed,
+    EmbedReply,
+    Failure,
+    FailureKind,
+    Likelihood,
+    LikelihoodReply,
+    Reply,
+    Request,
+    Usage,
+    fingerprint,
+)
+
+DIMENSIONS = 256
+LIKELY, UNLIKELY = -1.0, -3.0
+"""Nats per word."""
+
+FIRST_WINDOW = re.compile(r'(?m)^<window id="1">$')
+EXPLANATION = r"(?m)^Explanation: *(.+)$"
+Oracle = Callable[[str, str], bool]
+"""Whether a window's text matches an explanation: `oracle(explanation, window_text)`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Behaviour:
+    """How a fake model answers each kind of request, without the counting of words."""
+
+    chat: Callable[[Chat], str | Failure]
+    choice: Callable[[Choice], tuple[float, ...]]
+    likelihood: Callable[[Likelihood], tuple[float, ...]]
+    embed: Callable[[Embed], tuple[float, ...]]
+
+
+class FakeClient(Client):
+    """`Client` of a fake model.
+
+    `oracle` judges in place of a model: 1 for a detection window where `oracle(explanation, window)` is true, and
+    `LIKELY` for every word of a `Likelihood` text where it is true of any explanation in the prompt, else
+    `UNLIKELY`. In both cases an explanation is group 1 of a match of `explanation_pattern` in the prompt, so a
+    prompt that states its explanation in other words than `Explanation: ...` needs another pattern. The oracle is
+    no part of the model's name: label different ones (`oracle:LABEL`) if they share a reply cache.
+
+    Replies are independent of order and thread, except those of `script`.
+
+    Raises:
+        UserError: no such model, or a script that cannot be read.
+    """
+
+    name = "fake"
+    supports = frozenset({Chat, Choice, Likelihood, Embed})
+
+    def __init__(
+        self,
+        model: str = "keyword",
+        *,
+        oracle: Oracle | None = None,
+        explanation_pattern: str = EXPLANATION,
+        concurrency: int = 1,
+    ) -> None:
+        self.model = "oracle" if oracle is not None and model == "keyword" else model
+        self.concurrency = concurrency
+        behaviour, _, argument = self.model.partition(":")
+        if behaviour not in BEHAVIOURS:
+            close = get_close_matches(behaviour, BEHAVIOURS, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise UserError(f"the fake client has no model {model!r}; it has {', '.join(sorted(BEHAVIOURS))}{hint}")
+        self._behaviour = BEHAVIOURS[behaviour](argument, oracle, explanation_pattern)
+        self._answers: dict[type, Callable[[Any], Reply]] = {
+            Chat: self._chat,
+            Choice: self._choice,
+            Likelihood: self._likelihood,
+            Embed: self._embed,
+        }
+
+    def __repr__(self) -> str:
+        return f"FakeClient(model={self.model!r})"
+
+    async def answer(self, requests: Sequence[Request]) -> list[Reply]:
+        """One reply or `Failure` per request, in their order."""
+        return [self.reply(request) for request in requests]
+
+    async def close(self) -> None:
+        """Nothing to close."""
+
+    def reply(self, request: Request) -> Reply:
+        """The reply to one request, without an event loop. Thread-safe."""
+        answer = self._answers.get(type(request))
+        if answer is None:
+            return Failure("error", f"the fake client cannot answer {type(request).__name__} requests")
+        return answer(request)
+
+    def _chat(self, request: Chat) -> Reply:
+        said = self._behaviour.chat(request)
+        prompt = sum(_count(message.content) for message in request.messages)
+        if isinstance(said, Failure):
+            return replace(said, usage=Usage(prompt))
+        return ChatReply(said, Usage(prompt, _count(said)))
+
+    def _choice(self, request: Choice) -> Reply:
+        usage = Usage(sum(_count(message.content) for message in request.messages))
+        return ChoiceReply(self._behaviour.choice(request), usage)
+
+    def _likelihood(self, request: Likelihood) -> Reply:
+        usage = Usage(_count(request.prompt) + _count(request.text))
+        return LikelihoodReply(self._behaviour.likelihood(request), usage)
+
+    def _embed(self, request: Embed) -> Reply:
+        return EmbedReply(self._behaviour.embed(request), Usage(_count(request.text)))
+
+
+def create(
+    model: str = "keyword", *, base_url: str | None = None, max_concurrency: int = 1, **options: Any
+) -> FakeClient:
+    """The registry's door. `options`: `oracle`, `explanation_pattern`.
+
+    Raises:
+        UserError: see `FakeClient`; also for a `base_url`, since the fake client would ignore it.
+    """
+    if base_url is not None:
+        raise UserError("the fake client asks no server: drop --base-url, or use --client openai")
+    # A script is read in order, and units in flight together have none.
+    return FakeClient(model, concurrency=1 if model.startswith("script:") else max_concurrency, **options)
+
+
+def keyword(argument: str = "", oracle: Oracle | None = None, pattern: str = EXPLANATION) -> Behaviour:
+    """Matches words. `oracle` is ignored."""
+    return Behaviour(_chat_with(mentions, EXPLANATION), first_in_prompt, words_in_prompt, bag_of_words)
+
+
+def constant(argument: str = "", oracle: Oracle | None = None, pattern: str = EXPLANATION) -> Behaviour:
+    """Says 1, `a constant` and the same numbers whatever is asked."""
+    answers: dict[str, Callable[[str, int], Any]] = {
+        "answers": lambda _, n: {"answers": [1] * n},
+        "explanation": lambda *_: {"explanation": "a constant"},
+    }
+    return Behaviour(
+        chat=lambda request: _by_schema(request, answers, otherwise="a constant"),
+        choice=lambda request: tuple(1 / len(request.choices) for _ in request.choices),
+        likelihood=lambda request: tuple((LIKELY + UNLIKELY) / 2 for _ in request.text.split()),
+        embed=lambda request: bag_of_words(Embed("")),
+    )
+
+
+def script(argument: str = "", oracle: Oracle | None = None, pattern: str = EXPLANATION) -> Behaviour:
+    """Chat replies from the JSONL file `argument`; everything else as `keyword`."""
+    replies = deque(_read_script(Path(argument)))
+
+    def chat(request: Chat) -> str | Failure:
+        try:
+            return replies.popleft()  # atomic, so threads may share the script
+        except IndexError:
+            return Failure("error", f"the script {argument} is exhausted")
+
+    return replace(keyword(), chat=chat)
+
+
+def judged(argument: str = "", oracle: Oracle | None = None, pattern: str = EXPLANATION) -> Behaviour:
+    """Detection and likelihoods by `oracle`; everything else as `keyword`. `argument` is only a label."""
+    if oracle is None:
+        raise UserError("the fake model oracle works from Python only: FakeClient(oracle=function)")
+    judge = oracle
+
+    def likelihood(request: Likelihood) -> tuple[float, ...]:
+        explanations = (match.group(1).strip() for match in re.finditer(pattern, request.prompt))
+        matches = any(judge(explanation, request.text) for explanation in explanations)
+        return tuple(LIKELY if matches else UNLIKELY for _ in request.text.split())
+
+    return replace(keyword(), chat=_chat_with(judge, pattern), likelihood=likelihood)
+
+
+BEHAVIOURS: dict[str, Callable[[str, Oracle | None, str], Behaviour]] = {
+    "keyword": keyword,
+    "constant": constant,
+    "script": script,
+    "oracle": judged,
+}
+"""By the part of the model's name before `:`. Each is called with the rest, the oracle and the pattern."""
+
+
+def mentions(explanation: str, text: str) -> bool:
+    """Whether `text` contains a quoted word of the explanation or, if it quotes none, one of 4 letters or more."""
+    # `keyword` writes `the word "X"`, and X may itself contain quotes.
+    own = re.fullmatch(r'the word "(.+)"', explanation, re.S)
+    quoted = [own.group(1)] if own else re.findall(r'["“]([^"“”]*\S[^"“”]*)["”]', explanation)
+    words = quoted or re.findall(r"[^\W\d_]{4,}", explanation)
+    # A fuzzing prompt marks tokens, which are often parts of words.
+    plain = re.sub(r"<<(.+?)>>", r"\1", text, flags=re.S).casefold()
+    return any(word.strip().casefold() in plain for word in words)
+
+
+def find_windows(prompt: str) -> list[str]:
+    """The texts between `<window id="1">`, `<window id="2">`, ... and `</window>`, in order.
+
+    A window's text may contain tags of its own: only the next id, right after a closing tag, opens a window.
+    """
+    starts: list[re.Match[str]] = []
+    opening = FIRST_WINDOW.search(prompt)
+    while opening:
+        starts.append(opening)
+        following = re.compile(rf'</window>\s*<window id="{len(starts) + 1}">')
+        opening = following.search(prompt, opening.end())
+    ends = [*(start.start() + len("</window>") for start in starts[1:]), len(prompt)]
+    # Not strict: a prompt without windows has that one end and no start.
+    bodies = (prompt[start.end() : end].rpartition("</window>")[0] for start, end in zip(starts, ends, strict=False))
+    return [body.removeprefix("\n").removesuffix("\n") for body in bodies]
+
+
+def first_in_prompt(request: Choice) -> tuple[float, ...]:
+    """0.9 for the first choice whose text the conversation contains, the rest shared; equal shares if there is none."""
+    prompt = "\n".join(message.content for message in request.messages).casefold()
+    n = len(request.choices)
+    hit = next((i for i, choice in enumerate(request.choices) if choice.strip().casefold() in prompt), None)
+    return tuple(1 / n if hit is None else 0.9 if i == hit else 0.1 / (n - 1) for i in range(n))
+
+
+def words_in_prompt(request: Likelihood) -> tuple[float, ...]:
+    """Log-probability of each white-space separated word of the text: `LIKELY` if the prompt contains the word."""
+    known = {_bare(word) for word in request.prompt.split()}
+    return tuple(LIKELY if _bare(word) in known else UNLIKELY for word in request.text.split())
+
+
+def bag_of_words(request: Embed) -> tuple[float, ...]:
+    """Counts of the lower-case words, hashed into `DIMENSIONS` places and of unit length."""
+    counts = [0.0] * DIMENSIONS
+    for word in request.text.lower().split():
+        digest = hashlib.sha256(word.encode("utf-8", "surrogatepass")).digest()
+        counts[int.from_bytes(digest[:4], "big") % DIMENSIONS] += 1
+    if not any(counts):
+        counts[0] = 1.0
+    length = math.hypot(*counts)
+    return tuple(count / length for count in counts)
+
+
+def _chat_with(judge: Oracle, pattern: str) -> Callable[[Chat], str | Failure]:
+    """The chat behaviour whose detection answers come from `judge`."""
+
+    def detect(prompt: str, n: int) -> dict[str, Any] | Failure:
+        # What a window says about explanations is not the explanation.
+        stated = re.search(pattern, FIRST_WINDOW.split(prompt, 1)[0])
+        windows = find_windows(prompt)
+        if stated is None or len(windows) != n:
+            # Guessing here would hide a template that the fake cannot read.
+            return Failure(
+                "error", f"fake: {len(windows)} windows for {n} answers, explanation found: {stated is not None}"
+            )
+        return {"answers": [int(judge(stated.group(1).strip(), window)) for window in windows]}
+
+    def explain(prompt: str, n: int) -> dict[str, Any]:
+        # Instructions may show the marks too, so windows go first where the prompt has them.
+        text = "\n".join(find_windows(prompt)) or prompt
+        counts = Counter(token.strip() for token in re.findall(r"<<(.+?)>>", text, re.S) if token.strip())
+        best = min(counts, key=lambda token: (-counts[token], token), default=None)
+        return {"explanation": "no token is marked" if best is None else f'the word "{best}"'}
+
+    def chat(request: Chat) -> str | Failure:
+        text = f"reply {fingerprint(request)}"
+        return _by_schema(request, {"answers": detect, "explanation": explain}, otherwise=text)
+
+    return chat
+
+
+def _by_schema(request: Chat, answers: dict[str, Callable[[str, int], Any]], otherwise: str) -> str | Failure:
+    """The JSON of the answer that the schema asks for: a function of the last user message and the list's length."""
+    prompt = next((message.content for message in reversed(request.messages) if message.role == "user"), "")
+    properties = (request.schema or {}).get("properties", {})
+    asked = next((name for name in answers if name in properties), None)
+    if asked is None:
+        return otherwise
+    found = answers[asked](prompt, properties[asked].get("minItems", len(find_windows(prompt))))
+    return found if isinstance(found, Failure) else json.dumps(found, ensure_ascii=False)
+
+
+def _read_script(path: Path) -> list[str | Failure]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the script {path}: {error}; use --llm script:FILE.jsonl") from error
+    return [_read_line(line, f"{path}:{number}") for number, line in enumerate(lines, start=1) if line.strip()]
+
+
+def _read_line(line: str, where: str) -> str | Failure:
+    try:
+        entry = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{where}: not JSON: {error}") from error
+    if isinstance(entry, dict) and isinstance(entry.get("text"), str):
+        return str(entry["text"])
+    if isinstance(entry, dict) and entry.get("failure") in get_args(FailureKind):
+        return Failure(entry["failure"], str(entry.get("message", "scripted failure")))
+    kinds = ", ".join(get_args(FailureKind))
+    raise UserError(
+        f'{where}: has to be {{"text": ...}} or {{"failure": KIND, "message": ...}} with KIND one of {kinds}'
+    )
+
+
+def _bare(word: str) -> str:
+    return re.sub(r"^\W+|\W+$", "", word).lower() or word
+
+
+def _count(text: str) -> int:
+    return len(text.split())

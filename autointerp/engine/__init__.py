@@ -1,0 +1,1 @@
+"""Sends what explainers and scorers ask for, and remembers what is finished."""

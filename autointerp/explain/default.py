@@ -1,0 +1,84 @@
+"""Ask a language model what the activating windows have in common (Paulo et al. 2024, section 3).
+
+Windows span all strengths; active tokens are marked and their strengths listed, 1 to 10 relative to the
+latent's maximum. No chain of thought. One answer, as JSON; anything else is a failure with a status.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from autointerp.explain._proposal import Background, Proposal
+from autointerp.types import LatentRecord
+from prompts import render
+from prompts.requests import Chat, ChatReply, Reply
+from scoring.types import Window
+
+NAME = "default"
+NEEDS = frozenset({Chat})
+TEMPLATES = ("explain_default.v1",)
+SCHEMA = {
+    "type": "object", "properties": {"explanation": {"type": "string"}}, "required": ["explanation"],
+    "additionalProperties": False,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    max_tokens: int = 200
+    """Longest answer."""
+    temperature: float = 0.0
+
+
+def explain(
+    record: LatentRecord, background: Background, config: Config
+) -> Generator[list[Chat], Sequence[Reply], Proposal]:
+    windows = [w for w in record.explain if w.activating]
+    shown = [{"text": marked(w), "strengths": strengths(w, record.max_activation)} for w in reversed(windows)]
+    request = Chat(
+        messages=render.messages(TEMPLATES[0], windows=shown),
+        max_tokens=config.max_tokens,
+        temperature=config.temperature,
+        schema=SCHEMA,
+    )
+    (reply,) = yield [request]
+    if not isinstance(reply, ChatReply):
+        return Proposal(None, getattr(reply, "kind", "failed"))
+    text = parse(reply.text)
+    return Proposal(text, "ok") if text else Proposal(None, "unparsable")
+
+
+def marked(window: Window) -> str:
+    """The window with each run of active tokens between << and >>."""
+    out, inside = [], False
+    for piece, activation in zip(window.pieces, window.activations, strict=True):
+        active = activation != 0
+        if active != inside:
+            out.append("<<" if active else ">>")
+            inside = active
+        out.append(piece)
+    return "".join(out) + (">>" if inside else "")
+
+
+def strengths(window: Window, maximum: float) -> str:
+    """`"token" 7, ...`: ceil(10 * activation / maximum), at least 1."""
+    active = [
+        (piece.strip(), max(1, min(10, math.ceil(10 * abs(a) / maximum))))
+        for piece, a in zip(window.pieces, window.activations, strict=True)
+        if a != 0
+    ]
+    return ", ".join(f'"{piece}" {value}' for piece, value in active)
+
+
+def parse(text: str) -> str | None:
+    """The explanation in a JSON reply, None where it is anything else or empty."""
+    try:
+        value: Any = json.loads(text)
+    except json.JSONDecodeError:
+        return None
+    explanation = value.get("explanation") if isinstance(value, dict) else None
+    return " ".join(explanation.split()) or None if isinstance(explanation, str) else None

@@ -1,0 +1,1 @@
+"""Which windows a latent is explained from and scored on."""

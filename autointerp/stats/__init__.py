@@ -1,0 +1,1 @@
+"""From per-latent scores to statements about an SAE."""

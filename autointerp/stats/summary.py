@@ -1,0 +1,59 @@
+"""Per method: the median over latents, its interval, and the paired difference to the control."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from autointerp.seeds import generator
+
+RESAMPLES = 4000
+CONTROL = "shuffled_explanation"
+HEADLINE = {"auroc", "balanced_accuracy", "logprob_gain", "pearson"}
+"""Metrics that grade an explanation; others (a reached KL, a strength) describe how the grading went."""
+
+COLUMNS = [
+    "method", "metric", "n", "n_null", "median", "ci_low", "ci_high", "control_median", "difference",
+    "difference_low", "difference_high",
+]  # fmt: skip
+
+
+def summarise(scores: pd.DataFrame) -> pd.DataFrame:
+    """One row per method and metric.
+
+    `median` and its interval are of the real explanations, over latents (percentile bootstrap).
+    `difference` is the mean over latents of real minus shuffled, on the same windows, with its bootstrap
+    interval: latents are the unit that is resampled. Null scores are counted in `n_null`, and left out.
+    """
+    rows = []
+    graded = scores[scores["metric"].isin(HEADLINE)]
+    for (method, metric), group in graded.groupby(["method", "metric"], sort=True):
+        wide = group.pivot_table(index=["sae_id", "latent"], columns="control", values="value", aggfunc="mean")
+        wide = wide.astype(float).reindex(columns=["none", CONTROL])
+        real = wide["none"].dropna().to_numpy()
+        paired = wide.dropna()
+        gaps = (paired["none"] - paired[CONTROL]).to_numpy()
+        asked = group[group["control"] == "none"]
+        low, high = bootstrap(real, np.median, f"{method}/{metric}/median")
+        gap_low, gap_high = bootstrap(gaps, np.mean, f"{method}/{metric}/gap")
+        rows.append({
+            "method": method, "metric": metric, "n": len(real), "n_null": int(asked["value"].isna().sum()),
+            "median": _or_nan(np.median, real), "ci_low": low, "ci_high": high,
+            "control_median": _or_nan(np.median, paired[CONTROL].to_numpy()),
+            "difference": _or_nan(np.mean, gaps), "difference_low": gap_low, "difference_high": gap_high,
+        })  # fmt: skip
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def bootstrap(values: NDArray[np.float64], statistic: object, purpose: str) -> tuple[float, float]:
+    """95% percentile interval over resampled latents; NaN below three of them. Seeded by its purpose."""
+    if len(values) < 3:
+        return float("nan"), float("nan")
+    draws = generator(0, "bootstrap", purpose).integers(0, len(values), size=(RESAMPLES, len(values)))
+    estimates = statistic(values[draws], axis=1)  # type: ignore[operator]
+    return float(np.quantile(estimates, 0.025)), float(np.quantile(estimates, 0.975))
+
+
+def _or_nan(statistic: object, values: NDArray[np.float64]) -> float:
+    return float(statistic(values)) if len(values) else float("nan")  # type: ignore[operator]

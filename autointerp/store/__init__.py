@@ -1,0 +1,1 @@
+"""The latent store: tokens once, activations as CSR by latent, memory-mapped."""

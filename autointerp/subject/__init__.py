@@ -1,0 +1,1 @@
+"""The subject model: loading it, reading its activations up to a hookpoint, editing them."""

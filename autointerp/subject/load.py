@@ -1,0 +1,116 @@
+"""Load a Hugging Face causal language model with its tokenizer, from a folder or a hub id."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from autointerp.errors import UserError
+from autointerp.subject.hookpoints import Stop, base_model, reading
+
+WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin", "*.gguf")
+
+
+@dataclass
+class SubjectModel:
+    """A causal LM in evaluation mode and its tokenizer."""
+
+    name: str
+    model: Any
+    tokenizer: Any
+    _pieces: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self.model.device
+        return device
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        return frozenset(int(i) for i in self.tokenizer.all_special_ids)
+
+    @cached_property
+    def bos_id(self) -> int | None:
+        """The token that this tokenizer itself puts before a text, if it does. It is never forced on a model."""
+        ids = self.tokenizer("a")["input_ids"]
+        bos = self.tokenizer.bos_token_id
+        return int(bos) if bos is not None and ids and ids[0] == bos else None
+
+    @cached_property
+    def separator_id(self) -> int | None:
+        """Put between packed documents."""
+        return next(
+            (int(i) for i in (self.tokenizer.eos_token_id, self.tokenizer.bos_token_id) if i is not None), None
+        )
+
+    @torch.inference_mode()
+    def activations(self, tokens: Tensor, hookpoint: str) -> Tensor:
+        """Activations `[B, T, D]` (float32) at a hookpoint for unpadded tokens `[B, T]`; stops right after it."""
+        with reading(self.model, hookpoint, stop=True) as seen:
+            try:
+                base_model(self.model)(input_ids=tokens.to(self.device), use_cache=False)
+            except Stop:
+                pass
+        return seen[0].float()
+
+    def pieces(self, tokens: tuple[int, ...] | list[int]) -> tuple[str, ...]:
+        """The text of each token; joined they are the text.
+
+        Tokens that hold only part of a character are decoded together: its text goes to the last of them.
+        """
+        alone = [self._piece(token) for token in tokens]
+        if not any("\ufffd" in piece for piece in alone):
+            return tuple(alone)
+        pieces: list[str] = []
+        start = 0
+        for end in range(1, len(tokens) + 1):
+            text = self.tokenizer.decode(list(tokens[start:end]), clean_up_tokenization_spaces=False)
+            if text.endswith("\ufffd") and end < len(tokens) and end - start < 8:
+                pieces.append("")
+                continue
+            pieces.append(text)
+            start = end
+        return tuple(pieces)
+
+    def _piece(self, token: int) -> str:
+        # One id per call: handing a list of ids to a batch decoder has merged them into one string in some releases.
+        if token not in self._pieces:
+            self._pieces[token] = self.tokenizer.decode([token], clean_up_tokenization_spaces=False)
+        return self._pieces[token]
+
+
+def load_subject(name: str, *, device: str = "cpu", dtype: str = "float32") -> SubjectModel:
+    """Load a subject model.
+
+    Raises:
+        UserError: the folder does not exist, holds no weights, or the hub cannot be reached.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not any(next(folder.glob(pattern), None) for pattern in WEIGHT_FILES):
+            raise UserError(
+                f"no weights in '{name}': looked for {', '.join(WEIGHT_FILES)}; "
+                "point --model at a folder written by save_pretrained, or at a hub id"
+            )
+        if not (folder / "config.json").is_file():
+            raise UserError(f"no config.json in '{name}': it is not a Hugging Face model folder")
+    elif name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise UserError(f"no model at '{name}': there is no such folder")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, dtype), attn_implementation="sdpa")
+    except (OSError, ValueError) as error:
+        line = str(error).strip().split("\n")[0]
+        raise UserError(
+            f"cannot load model '{name}': {line} (a model that is not on this machine needs network access to its hub)"
+        ) from error
+    return SubjectModel(name=name, model=model.to(device).eval().requires_grad_(False), tokenizer=tokenizer)

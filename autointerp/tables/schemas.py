@@ -1,0 +1,73 @@
+"""The columns of every table, in order, with their types. `docs/tables.md` explains them."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+S, I, F, B = pa.string(), pa.int64(), pa.float64(), pa.bool_()
+
+
+def _schema(**columns: pa.DataType) -> pa.Schema:
+    return pa.schema(list(columns.items()))
+
+
+SCORES = _schema(
+    run_id=S, model=S, sae_id=S, sae_sha=S, arch=S, hookpoint=S, layer=I, width=I, l0=F, latent=I,
+    explanation_id=S, explainer=S, explainer_model=S, method=S, method_version=S, scorer_model=S,
+    control=S, negatives=S, metric=S, value=F, n=I, n_failed=I, ci_low=F, ci_high=F, ci_method=S,
+    status=S, prompt_sha=S, seed=I, draw=I,
+)  # fmt: skip
+
+JUDGEMENTS = _schema(
+    run_id=S, sae_id=S, latent=I, explanation_id=S, method=S, control=S, window_id=S, kind=S, quantile=I,
+    label=B, prediction=B, probability=F, status=S, reply_sha=S, prompt_tokens=I, completion_tokens=I,
+    clean_text=S, steered_text=S,
+)  # fmt: skip
+
+EXPLANATIONS = _schema(
+    run_id=S, sae_id=S, latent=I, explanation_id=S, explainer=S, explainer_model=S, text=S, status=S,
+    prompt_sha=S, n_windows=I, seed=I, draw=I, prompt_tokens=I, completion_tokens=I,
+)  # fmt: skip
+
+LATENTS = _schema(
+    run_id=S, sae_id=S, latent=I, n_fired=I, n_tokens=I, density=F, max_activation=F, mean_activation=F,
+    n_windows=I, state=S,
+)  # fmt: skip
+
+WINDOWS = _schema(
+    run_id=S, sae_id=S, latent=I, split=S, window_id=S, document=I, start=I, kind=S, quantile=I,
+    tokens=pa.list_(pa.int32()), pieces=pa.list_(S), activations=pa.list_(pa.float32()), text=S,
+)  # fmt: skip
+
+SAE_METRICS = _schema(
+    run_id=S, sae_id=S, arch=S, hookpoint=S, width=I, seed=I, n_tokens=I, metric=S, value=F, ci_low=F, ci_high=F,
+)  # fmt: skip
+
+USAGE = _schema(
+    run_id=S, stage=S, model=S, calls=I, cached_calls=I, prompt_tokens=I, completion_tokens=I, price=F, seconds=F,
+)  # fmt: skip
+
+FAILURES = _schema(run_id=S, stage=S, latent=I, kind=S, message=S, reply_sha=S)
+
+TABLES: dict[str, pa.Schema] = {
+    "scores": SCORES,
+    "judgements": JUDGEMENTS,
+    "explanations": EXPLANATIONS,
+    "latents": LATENTS,
+    "windows": WINDOWS,
+    "sae_metrics": SAE_METRICS,
+    "usage": USAGE,
+    "failures": FAILURES,
+}
+
+SORT_KEYS: dict[str, list[str]] = {
+    "scores": ["sae_id", "latent", "method", "control", "negatives", "metric", "explanation_id", "draw"],
+    "judgements": ["sae_id", "latent", "method", "control", "explanation_id", "window_id"],
+    "explanations": ["sae_id", "latent", "explainer", "draw", "explanation_id"],
+    "latents": ["sae_id", "latent"],
+    "windows": ["sae_id", "latent", "split", "kind", "start"],
+    "sae_metrics": ["sae_id", "metric"],
+    "usage": ["stage", "model"],
+    "failures": ["stage", "latent", "kind", "message"],
+}
+"""Final tables are sorted by these, so that shards, order and resumption leave no trace in them."""

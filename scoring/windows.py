@@ -1,0 +1,51 @@
+"""Choosing among a latent's windows, and judging them by one number per window."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from prompts.requests import Reply, fingerprint
+from scoring.intervals import auroc_metric
+from scoring.types import Judgement, Outcome, Window
+
+
+def evenly(windows: Sequence[Window], n: int) -> list[Window]:
+    """Up to `n` activating and `n` other windows; the activating ones evenly over their strengths."""
+    chosen: list[Window] = []
+    for activating in (True, False):
+        group = [window for window in windows if window.activating is activating]
+        if activating:
+            group.sort(key=lambda w: max((abs(a) for a in w.activations), default=0.0))
+        count = min(n, len(group))
+        chosen += [group[(2 * i + 1) * len(group) // (2 * count)] for i in range(count)]
+    return chosen
+
+
+def judged_by_value(
+    windows: Sequence[Window], values: Sequence[float | None], replies: Sequence[Reply]
+) -> Outcome:
+    """One number per window, None where its answer failed; AUROC of activating against other windows."""
+    judgements = [
+        Judgement(
+            window_id=window.window_id,
+            kind=window.kind,
+            quantile=window.quantile,
+            label=window.activating,
+            prediction=None,
+            probability=value,
+            status="ok" if value is not None else "failed",
+            reply_sha=fingerprint(reply),
+            prompt_tokens=reply.usage.prompt_tokens,
+            completion_tokens=reply.usage.completion_tokens,
+        )
+        for window, value, reply in zip(windows, values, replies, strict=True)
+    ]
+    usable = [(window, value) for window, value in zip(windows, values, strict=True) if value is not None]
+    metric = auroc_metric(
+        [value for window, value in usable if window.activating],
+        [value for window, value in usable if not window.activating],
+        n_failed=len(windows) - len(usable),
+    )
+    return Outcome(tuple(judgements), (metric,))
+
+
