@@ -39,6 +39,8 @@ class DataSettings(Section):
     """Tokens to collect activations over."""
     context_length: int = Field(256, ge=8)
     """Tokens per context."""
+    skip_documents: int | None = Field(None, ge=0)
+    """Leading documents to leave out. Default: those the SAE was trained on, where its metadata says so."""
     skip_first: int = Field(1, ge=0)
     """Leading positions of each context that count for nothing (attention sinks)."""
 

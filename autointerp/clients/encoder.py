@@ -50,9 +50,11 @@ class EncoderClient:
 
     @torch.inference_mode()
     def _embed(self, texts: list[str]) -> list[EmbedReply]:
+        """One text at a time on the CPU, where batches gain next to nothing and make a vector depend on its company."""
         ids = [self._tokenizer(t, truncation=True, max_length=self._limit)["input_ids"] for t in texts]
+        budget = 1 if self._encoder.device.type == "cpu" else BATCH_TOKENS
         replies: list[EmbedReply] = [EmbedReply(())] * len(texts)
-        for batch in by_length([len(row) for row in ids], BATCH_TOKENS):
+        for batch in by_length([len(row) for row in ids], budget):
             padded = self._tokenizer.pad({"input_ids": [ids[i] for i in batch]}, return_tensors="pt")
             inputs: dict[str, Any] = {k: v.to(self._encoder.device) for k, v in padded.items()}
             states = self._encoder(**inputs).last_hidden_state

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from autointerp.collect.tokens import NO_DOCUMENT, TokenBlocks
 from autointerp.errors import AutointerpError, UserError
 from autointerp.files import write_json
-from autointerp.store import layout
 from autointerp.store.writer import StoreWriter
 from autointerp.subject.load import SubjectModel
 from sae.base import SparseAutoencoder
@@ -41,7 +40,7 @@ def cache_activations(
     folder.mkdir(parents=True, exist_ok=True)
     path, progress = folder / "activations.npy", folder / "progress.json"
     n = blocks.n_counted
-    identity = {"model": subject.name, "hookpoint": hookpoint, "tokens": _digest(blocks)}
+    identity = {"model": subject.fingerprint, "hookpoint": hookpoint, "tokens": _digest(blocks)}
     done, rows = 0, 0
     if path.is_file() and progress.is_file():
         state = json.loads(progress.read_text())
@@ -117,20 +116,3 @@ def _counted(
 
 def _digest(blocks: TokenBlocks) -> str:
     return hashlib.sha256(blocks.tokens.tobytes() + blocks.documents.tobytes()).hexdigest()[:16]
-
-
-def store_identity(
-    subject: SubjectModel, sae_sha: str, hookpoint: str, blocks: TokenBlocks, dataset: str
-) -> dict[str, Any]:
-    """What a store is of. Two stores that share it are interchangeable."""
-    return {
-        "model": subject.name,
-        "sae_sha": sae_sha,
-        "hookpoint": hookpoint,
-        "dataset": dataset,
-        "tokens_sha": _digest(blocks),
-        "context_length": int(blocks.tokens.shape[1]),
-        "n_tokens": blocks.n_counted,
-        "dtype": str(subject.model.dtype).removeprefix("torch."),
-        "format": layout.VERSION,
-    }

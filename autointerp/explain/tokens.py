@@ -39,10 +39,14 @@ Embeds = Generator[list[Embed], Sequence[Reply], NDArray[np.float64] | None]
 class Config:
     peak_words: int = 10
     """Words at the peak that enter the search."""
-    context_words: int = 14
+    context_words: int = 24
     """Words of the surrounding text that enter the search."""
     phrases: int = 8
     """Phrases through the peak, and words before and after it, that enter the search."""
+    snippets: int = 30
+    """Excerpts around a peak that enter the search, taken evenly over all strengths."""
+    snippet_words: int = 4
+    """Words on either side of the peak in an excerpt."""
     longest: int = 5
     """Most words and phrases in a label."""
     support: float = 0.05
@@ -59,6 +63,7 @@ class Evidence:
     context: list[str]
     phrases: list[str]
     before: list[str]
+    snippets: list[str]
 
 
 def explain(record: LatentRecord, background: Background, config: Config) -> Asks:
@@ -67,7 +72,7 @@ def explain(record: LatentRecord, background: Background, config: Config) -> Ask
     if not activating or not others:
         return Proposal(None, "too_few_windows")
     evidence = gather(activating, others, config)
-    terms = list(dict.fromkeys([*evidence.peak, *evidence.phrases, *evidence.context]))
+    terms = list(dict.fromkeys([*evidence.peak, *evidence.phrases, *evidence.context, *evidence.snippets]))
     if not terms:
         return Proposal(None, "no_evidence")
     windows = yield from _embed([w.text for w in [*activating, *others]])
@@ -78,7 +83,10 @@ def explain(record: LatentRecord, background: Background, config: Config) -> Ask
     chosen: list[str] = []
     best = 0.0
     while len(chosen) < config.longest:
-        tried = [[*chosen, term] for term in terms if term not in chosen]
+        # One excerpt says what kind of text is meant; more would make the label a heap of quotations.
+        cited = any(word in evidence.snippets for word in chosen)
+        open_terms = [t for t in terms if t not in chosen and not (cited and t in evidence.snippets)]
+        tried = [[*chosen, term] for term in open_terms]
         values = yield from _separate([plain(words) for words in tried], positive, negative)
         if values is None or not len(values) or (chosen and values.max() < best + config.least_gain):
             break
@@ -113,15 +121,19 @@ def plain(words: Sequence[str]) -> str:
 
 def phrasings(words: list[str], evidence: Evidence) -> list[str]:
     """Ways to say a list of words in plain language; the search decides among them."""
-    quoted = ", ".join(f'"{word}"' for word in words)
-    labels = [quoted, f"text with {quoted}"]
-    at_peak = [word for word in words if word in evidence.peak or word in evidence.phrases]
-    around = [word for word in words if word not in at_peak]
-    if at_peak and around:
-        peak = ", ".join(f'"{word}"' for word in at_peak)
-        labels.append(f"{peak} in text about {', '.join(around)}")
-    elif around:
-        labels.append(f"text about {', '.join(around)}")
+    cited = [word for word in words if word in evidence.snippets]
+    named = [word for word in words if word in evidence.peak or word in evidence.phrases]
+    around = [word for word in words if word not in cited and word not in named]
+    quoted = ", ".join(f'"{word}"' for word in [*named, *around])
+    example = "".join(f', as in "{excerpt}"' for excerpt in cited)
+    labels = []
+    if quoted:
+        labels += [quoted + example, f"text with {quoted}{example}"]
+    else:
+        labels += [f'text like "{excerpt}"' for excerpt in cited]
+    if around:
+        peak = ", ".join(f'"{word}"' for word in named)
+        labels.append(f"{peak or 'text'}{' in text' if peak else ''} about {', '.join(around)}{example}")
     return labels
 
 
@@ -130,6 +142,7 @@ def gather(activating: Sequence[Window], others: Sequence[Window], config: Confi
     peaks: Counter[str] = Counter()
     phrases: Counter[str] = Counter()
     before: Counter[str] = Counter()
+    snippets: list[str] = []
     for window in activating:
         words, at = words_and_peak(window)
         if at is None:
@@ -138,6 +151,7 @@ def gather(activating: Sequence[Window], others: Sequence[Window], config: Confi
         left = words[at - 1] if at else ""
         right = words[at + 1] if at + 1 < len(words) else ""
         before[left] += 1
+        snippets.append(excerpt(window, config.snippet_words))
         phrases.update({f"{left} {words[at]}", f"{words[at]} {right}", f"{left} {words[at]} {right}"})
     inside = [set(words_of(w.text)) for w in activating]
     outside = [set(words_of(w.text)) for w in others]
@@ -148,6 +162,7 @@ def gather(activating: Sequence[Window], others: Sequence[Window], config: Confi
         peak=_top(peaks, inside, outside, config.peak_words, floor),
         context=_top(Counter(w for s in inside for w in s if TOPICS.match(w)), inside, outside, config.context_words, floor),
         phrases=[p for p, _ in common.most_common(config.phrases)],
+        snippets=[snippets[i] for i in range(0, len(snippets), max(1, len(snippets) // max(1, config.snippets)))],
         before=[w for w, n in before.most_common(3) if w and n >= floor],
     )
 
@@ -167,6 +182,14 @@ def _top(counts: Counter[str], inside: list[set[str]], outside: list[set[str]], 
 def _odds(word: str, windows: Sequence[Iterable[str]]) -> float:
     hits = sum(word in words for words in windows)
     return math.log((hits + 0.5) / (len(windows) - hits + 0.5))
+
+
+def excerpt(window: Window, reach: int) -> str:
+    """The text around the peak, some words to either side, on one line."""
+    words = list(WORD.finditer(window.text))
+    at = words_and_peak(window)[1] or 0
+    span = words[max(0, at - reach) : at + reach + 1]
+    return " ".join(window.text[span[0].start() : span[-1].end()].split()) if span else ""
 
 
 def words_of(text: str) -> list[str]:

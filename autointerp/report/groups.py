@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -14,7 +15,10 @@ from autointerp.report.text import visible
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """One SAE in one run. `latents` are all latents of the SAE, `listed` those explained or scored."""
+    """One SAE in one run. `latents` are all latents of the SAE, `listed` those explained or scored.
+
+    `place` is set where the SAE's name alone would not tell this group from another.
+    """
 
     folder: RunFolder
     run: str
@@ -25,11 +29,13 @@ class Group:
     latents: pd.DataFrame
     metrics: pd.DataFrame
     listed: tuple[int, ...]
+    place: str = ""
 
     @property
     def label(self) -> str:
         name = self.sae_id or self.run
-        return visible(f"{name} ({self.replaced})" if self.replaced else name)
+        name = f"{name} ({self.replaced})" if self.replaced else name
+        return visible(f"{name} in {self.place}" if self.place else name)
 
 
 def read_groups(run_dirs: Sequence[Path]) -> list[Group]:
@@ -50,7 +56,18 @@ def read_groups(run_dirs: Sequence[Path]) -> list[Group]:
             groups.append(
                 Group(folder, run, sae_id, replaced, own_scores, own_explanations, own_latents, own_metrics, listed)
             )
-    return groups
+    return _told_apart(groups)
+
+
+def _told_apart(groups: Sequence[Group]) -> list[Group]:
+    """The same SAE in two runs is named with its run: the folder's name, or its path where those agree as well."""
+    labels = Counter(group.label for group in groups)
+    folders = Counter(path.name for path in {group.folder.path for group in groups})
+    return [
+        group if labels[group.label] == 1 else replace(group, place=str(path) if folders[path.name] > 1 else path.name)
+        for group in groups
+        for path in [group.folder.path]
+    ]
 
 
 def run_name(folder: RunFolder, *frames: pd.DataFrame) -> str:

@@ -102,6 +102,8 @@ def percent(part: float, whole: float) -> str:
     if not whole:
         return "—"
     share = 100 * part / whole
+    if 99.5 <= share < 100:
+        return ">99%"  # a hundred would say that nothing is left
     return f"{share:.0f}%" if share >= 10 or share == 0 else f"{share:.2g}%"
 
 

@@ -56,6 +56,9 @@ class Sampler:
         self._sides = {
             side: np.flatnonzero((self.grid.split == side) & ~self.grid.duplicate) for side in (EXPLAIN, SCORE)
         }
+        # To explain, all latents are set against the same windows (each without those it fires in), which an
+        # encoder then reads once. Scores keep windows of their own: shared ones would tie latents' errors together.
+        self._background = generator(seed, "background").permutation(self._sides[EXPLAIN])
 
     def window_counts(self) -> NDArray[np.int64]:
         """Distinct activating windows of each latent on its poorer side, `[F]`: what decides live or rare."""
@@ -88,7 +91,8 @@ class Sampler:
                 self._window(latent, int(w), ACTIVATING, positions, values, int(q))
                 for w, q in zip(windows[mine][chosen], quantile, strict=True)
             ]
-            others = draw_outside(self._sides[side], windows, n_random, rng)
+            pool = self._background if side == EXPLAIN else rng.permutation(self._sides[side])
+            others = outside(pool, windows, n_random)
             random = [self._window(latent, int(w), RANDOM, positions, values, None) for w in others]
             drawn[side] = (*activating, *random)
         return LatentRecord(
@@ -174,12 +178,9 @@ def by_quantile(
     return chosen, slice_of[chosen]
 
 
-def draw_outside(
-    pool: NDArray[np.int64], excluded: NDArray[np.int64], n: int, rng: np.random.Generator
-) -> NDArray[np.int64]:
-    """Up to `n` members of `pool`, none twice and none in `excluded` (sorted)."""
-    free = pool[~np.isin(pool, excluded, assume_unique=True)]
-    return rng.permutation(free)[:n]
+def outside(pool: NDArray[np.int64], excluded: NDArray[np.int64], n: int) -> NDArray[np.int64]:
+    """The first `n` members of `pool` that are not in `excluded`; neither holds anything twice."""
+    return pool[~np.isin(pool, excluded, assume_unique=True)][:n]
 
 
 def derangement(latents: list[int], seed: int) -> dict[int, int]:

@@ -44,7 +44,7 @@ class StoreWriter:
         if tokens.shape != documents.shape or tokens.ndim != 2:
             raise ValueError(f"tokens {tokens.shape} and documents {documents.shape} have to be [n_blocks, T] alike")
         for name, array in ((layout.TOKENS, tokens), (layout.DOCUMENTS, documents)):
-            if not (self.folder / name).is_file():
+            if not (self.folder / name).is_file():  # a killed run wrote it, or whoever made the tokens
                 write_array(self.folder / name, array)
 
     def has(self, part: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +25,21 @@ class SubjectModel:
     model: Any
     tokenizer: Any
     _pieces: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """Name for tables: the hub id, or the folder's own name."""
+        return Path(self.name).name if Path(self.name).is_dir() else self.name
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 (16 hex digits) of names, shapes and a sample of every weight: tells models apart, not paths."""
+        digest = hashlib.sha256()
+        for name, weight in sorted(self.model.state_dict().items()):
+            flat = weight.detach().flatten()
+            digest.update(f"{name}{tuple(weight.shape)}".encode())
+            digest.update(flat[:: max(1, flat.numel() // 64)].float().cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     @property
     def device(self) -> torch.device:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import html
+import json
 import re
 import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -17,6 +19,34 @@ from autointerp.report import build_report
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 in_browser = pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser or google-chrome on PATH")
+
+
+DRIVE = """
+window.setTimeout(async () => {
+  const report = (name, value) => document.body.setAttribute(`data-${name}`, value);
+  const ids = () => [...document.querySelectorAll("#list .id button")].map((button) => button.textContent).join(" ");
+  const pause = () => new Promise((done) => window.setTimeout(done, 200));
+  const state = (button) => `${button.getAttribute("aria-expanded")} ${document.querySelectorAll("tr.card h3").length}`;
+  document.querySelector('[data-key="c0"] button').click();
+  report("ids", ids());
+  const search = document.getElementById("search");
+  search.value = "rivers towns";
+  search.dispatchEvent(new Event("input"));
+  report("search", ids());
+  const button = document.querySelector("#list .id button");
+  button.click();
+  await pause();
+  report("open", state(button));
+  report("hash", location.hash);
+  button.click();
+  await pause();
+  report("closed", state(button));
+}, 500);
+"""
+
+
+def shard(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8").removeprefix("window.__autointerp_add(")[:-3])
 
 
 def dump(page: Path, fragment: str, profile: Path) -> str:
@@ -81,3 +111,19 @@ def test_long_lists_arrive_in_parts(run_builder: Callable[..., Path], tmp_path: 
     document = dump(build_report([run]), "#latent=1150", tmp_path)
     assert "1,200 of 1,200 latents" in document
     assert document.count('<tr class="card"') == 1
+
+
+@in_browser
+def test_buttons_sort_search_and_open(page: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "driven"
+    shutil.copytree(page.parent, folder)
+    with (folder / "report.js").open("a", encoding="utf-8") as script:
+        script.write(DRIVE)
+    document = dump(folder / "index.html", "", tmp_path / "profile")
+    seen = dict(re.findall(r' data-(ids|search|open|closed|hash)="([^"]*)"', document))
+    scores = {row[0]: row[7][0] for row in shard(page.parent / "index-000.js")["rows"]}
+    best_first = sorted(LATENTS, key=lambda n: (scores[n] is None, -(scores[n] or 0), n))
+    assert [int(n) for n in seen["ids"].split()] == best_first
+    assert [int(n) for n in seen["search"].split()] == [n for n in best_first if "river" in explanation_of(n)]
+    assert (seen["open"], seen["closed"]) == ("true 1", "false 0")
+    assert html.unescape(seen["hash"]).startswith("#search=rivers+towns&sort=c0-desc&latent=")

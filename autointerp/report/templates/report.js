@@ -122,8 +122,9 @@ const entryRow = (entry) => {
         control === null ? null : el("span", { class: "vs", title: `control ${figure(control)}` }, figure(control))),
     );
   }
-  row.addEventListener("click", () => {
-    if (!String(getSelection())) toggle(entry);
+  row.addEventListener("click", (event) => {
+    // The whole row answers the mouse, except at the end of a drag that selected text.
+    if (event.target === button || !String(getSelection())) toggle(entry);
   });
   return row;
 };
@@ -236,6 +237,7 @@ const start = async () => {
     apply(false);
   }
   window.addEventListener("hashchange", () => {
+    if (location.hash === "#latents") return; // the skip link, not a state of the list
     recall();
     apply(true);
   });

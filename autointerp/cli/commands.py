@@ -1,0 +1,185 @@
+"""The verbs that run the pipeline. Each resolves its settings and calls one stage after another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from autointerp.cli import options
+from autointerp.cli._main import app
+from autointerp.errors import TooManyFailures, UserError
+
+if TYPE_CHECKING:
+    from autointerp.config import RunSettings
+    from autointerp.pipeline.session import Session
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Run folder.")] = Path("results/demo"),
+    seed: Annotated[int, typer.Option(help="Every random draw of the run derives from it.")] = 0,
+    small: Annotated[bool, typer.Option("--small", help="A minute instead of ten: too little data for good figures.")]
+    = False,
+    fresh: options.Fresh = False,
+    quiet: options.Quiet = False,
+    plain: options.Plain = False,
+) -> None:  # fmt: skip
+    """The whole pipeline on a small real model: no network, no key, about ten minutes on two cores.
+
+    Trains an SAE on SmolLM2-135M, collects its latents, explains and scores a sample of them, and writes tables and a
+    page. Interrupt it at any time: the same command goes on where it was.
+    """
+    from autointerp.pipeline.demo import FULL, SMALL
+    from autointerp.pipeline.demo import demo as run_demo
+    from autointerp.progress import Reporter
+
+    session = run_demo(out, SMALL if small else FULL, Reporter(plain=plain, quiet=quiet), seed=seed, fresh=fresh)
+    _finish(session)
+
+
+@app.command()
+def explain(
+    sae: options.Sae = None, model: options.Model = None, hookpoint: options.Hookpoint = None,
+    dataset: options.Dataset = None, text_column: options.TextColumn = None, tokens: options.Tokens = None,
+    context_length: options.ContextLength = None, latents: options.Latents = None, limit: options.Limit = None,
+    explainer: options.Explainer = None, client: options.Client = None, llm: options.Llm = None,
+    base_url: options.BaseUrl = None, max_concurrency: options.MaxConcurrency = None,
+    embedder: options.Embedder = None, out: options.Out = None, seed: options.Seed = None,
+    device: options.Device = None, dtype: options.Dtype = None, config: options.Config = None, sets: options.Set = None,
+    fresh: options.Fresh = False, retry_failed: options.RetryFailed = False, quiet: options.Quiet = False,
+    plain: options.Plain = False,
+) -> None:  # fmt: skip
+    """Explain latents of an SAE. Collects its activations first when there is no store of them yet.
+
+    With a server: `autointerp explain --sae PATH --dataset text.jsonl --llm MODEL --base-url http://127.0.0.1:8000/v1`.
+    Without any language model: `--explainer tokens`.
+    """
+    flags = {
+        "sae": sae, "subject.model": model, "subject.hookpoint": hookpoint, "data.dataset": dataset,
+        "data.text_column": text_column, "data.tokens": tokens, "data.context_length": context_length,
+        "latents": latents, "limit": limit, "explain.explainer": explainer, "explain.client": client,
+        "explain.llm": llm, "explain.base_url": base_url, "explain.max_concurrency": max_concurrency,
+        "score.embedder": embedder, "out": out, "seed": seed, "subject.device": device, "subject.dtype": dtype,
+    }  # fmt: skip
+    session = _open(flags, config=config, sets=sets, fresh=fresh, quiet=quiet, plain=plain)
+    from autointerp.pipeline.explain import explain as explain_stage
+    from autointerp.pipeline.metrics import write_sae_metrics
+
+    explain_stage(session, retry_failed=retry_failed)
+    write_sae_metrics(session)
+    session.run.merge()
+    rows = session.run.rows("explain", "explanations")
+    ok = int((rows["status"] == "ok").sum())
+    print(f"{ok} of {len(rows)} latents explained: {session.run.folder / 'explanations.parquet'}")
+    print(f"next: autointerp score --run {session.run.folder} --method surprisal,embedding,intervention")
+    _allow(session, 1 - ok / len(rows), "explanations")
+
+
+@app.command()
+def score(
+    run: options.RunFolder = None,
+    method: Annotated[
+        str | None, typer.Option(help="Scorers, joined by commas; see `autointerp list scorers`.")
+    ] = None,
+    sae: options.Sae = None, client: options.Client = None, scorer_llm: options.ScorerLlm = None,
+    base_url: options.BaseUrl = None, max_concurrency: options.MaxConcurrency = None,
+    embedder: options.Embedder = None, out: options.Out = None, device: options.Device = None,
+    config: options.Config = None, sets: options.Set = None, retry_failed: options.RetryFailed = False,
+    quiet: options.Quiet = False, plain: options.Plain = False,
+) -> None:  # fmt: skip
+    """Score the explanations of a run, each next to its control: the explanation of another latent.
+
+    Scorers that read likelihoods use the subject model, or the local model that --scorer-llm names; `detection` asks
+    the chat model that --client and --scorer-llm name.
+    """
+    flags = {
+        "out": run or out, "sae": sae, "score.methods": method.split(",") if method else None, "score.client": client,
+        "score.llm": scorer_llm, "score.base_url": base_url, "score.max_concurrency": max_concurrency,
+        "score.embedder": embedder, "subject.device": device,
+    }  # fmt: skip
+    earlier = _earlier(run, out, sae)
+    session = _open(flags, config=config, sets=sets, base=earlier, quiet=quiet, plain=plain)
+    from autointerp.pipeline.score import score as score_stage
+
+    score_stage(session, retry_failed=retry_failed)
+    session.run.merge()
+    _finish(session)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders.")],
+    out: Annotated[Path | None, typer.Option(help="Folder of the page. Default: report/ in the first run.")] = None,
+) -> None:
+    """A static page of one or several runs; it opens from the disk, without a server or a network."""
+    from autointerp.report import build_report
+
+    print(build_report(runs, out))
+
+
+def _earlier(run: str | None, out: str | None, sae: str | None) -> dict[str, Any]:
+    """Settings of the run that is scored."""
+    import yaml
+
+    folder = Path(run or out or (Path("results") / Path(sae).name if sae else ""))
+    path = folder / "config.yaml"
+    if not (run or out or sae):
+        raise UserError("nothing to score: name a run with --run DIR, or an SAE with --sae PATH")
+    if not path.is_file():
+        raise UserError(
+            f"no run in '{folder}': {path.name} is missing; make explanations first with "
+            f"`autointerp explain --sae {sae or 'PATH'} --out {folder}`"
+        )
+    settings: dict[str, Any] = yaml.safe_load(path.read_text())
+    return settings
+
+
+def _open(
+    flags: Mapping[str, Any], *, config: Path | None, sets: list[str] | None, base: Mapping[str, Any] | None = None,
+    fresh: bool = False, quiet: bool = False, plain: bool = False,
+) -> Session:  # fmt: skip
+    from dotenv import load_dotenv
+
+    from autointerp.config import resolve
+    from autointerp.pipeline.run import Run
+    from autointerp.pipeline.session import Session
+    from autointerp.progress import Reporter
+
+    load_dotenv(Path.cwd() / ".env")
+    settings: RunSettings = resolve(flags, config=config, sets=sets, base=base)
+    if settings.sae is None:
+        raise UserError("no SAE: name its folder with --sae (`autointerp demo` trains a small one)")
+    out = Path(settings.out) if settings.out else Path("results") / Path(settings.sae).resolve().name
+    reporter = Reporter(plain=plain, quiet=quiet)
+    session = Session(Run(out, settings), reporter)
+    # Bad input is found before anything is written or removed.
+    session.check()
+    session.run.open(fresh=fresh)
+    return session
+
+
+def _allow(session: Session, failed: float, what: str) -> None:
+    allowed = session.settings.max_failed
+    if failed > allowed:
+        raise TooManyFailures(
+            f"{failed:.0%} of the {what} failed, more than max_failed allows ({allowed:.0%}); "
+            f"see {session.run.folder / 'failures.parquet'}, and --retry-failed"
+        )
+
+
+def _finish(session: Session) -> None:
+    """Print the summary, write the page, complain of too many failures."""
+    from autointerp.cli.summary import print_summary
+    from autointerp.report import build_report
+    from autointerp.tables.load import load_scores, load_table
+
+    folder = session.run.folder
+    print_summary(load_scores(folder))
+    print(f"tables: {folder}/*.parquet")
+    print(f"page:   {build_report([folder])}")
+    judged = load_table(folder, "judgements")
+    if len(judged):
+        _allow(session, float((judged["status"] != "ok").mean()), "judgements")

@@ -1,0 +1,36 @@
+"""The table that ends a run: each method's score beside its control."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+from autointerp.stats.summary import summarise
+
+
+def print_summary(scores: pd.DataFrame) -> None:
+    """Median over latents with its interval, the control's median, and the paired difference."""
+    table = Table(title="explanations against their shuffled control (95% intervals over latents)", title_justify="left")
+    for name in ("method", "metric", "latents", "median", "shuffled", "mean difference"):
+        table.add_column(name, justify="left" if name in {"method", "metric"} else "right")
+    for row in summarise(scores).to_dict("records"):
+        latents = f"{row['n']}" + (f" ({row['n_null']} null)" if row["n_null"] else "")
+        table.add_row(
+            row["method"], row["metric"], latents,
+            interval(row["median"], row["ci_low"], row["ci_high"]), number(row["control_median"]),
+            interval(row["difference"], row["difference_low"], row["difference_high"], sign=True),
+        )  # fmt: skip
+    Console(width=110).print(table)
+
+
+def number(value: float, sign: bool = False) -> str:
+    return "–" if math.isnan(value) else f"{value:{'+' if sign else ''}.3f}"
+
+
+def interval(value: float, low: float, high: float, sign: bool = False) -> str:
+    if math.isnan(value) or math.isnan(low):
+        return number(value, sign)
+    return f"{number(value, sign)} [{number(low, sign)}, {number(high, sign)}]"

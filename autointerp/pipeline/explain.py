@@ -1,0 +1,146 @@
+"""The explaining stage: windows of each chosen latent, and what an explainer says of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+from autointerp.engine.drive import Finished, Router, drive_all
+from autointerp.engine.ledger import Ledger, work_key
+from autointerp.errors import UserError
+from autointerp.explain._proposal import Background, Proposal
+from autointerp.pipeline.clients import chat_client, embedder
+from autointerp.pipeline.latents import choose, states, write_latents
+from autointerp.pipeline.rows import failure_rows, usage_rows
+from autointerp.pipeline.session import Session
+from autointerp.registries import EXPLAINERS
+from autointerp.types import Client, LatentRecord, Rows
+from prompts import render
+from prompts.requests import Chat, Embed, fingerprint
+from sae.registry import UnknownName
+from scoring.types import Window
+
+STAGE = "explain"
+
+
+def explain(session: Session, *, retry_failed: bool = False) -> list[int]:
+    """Explain the chosen latents; returns them. Finished ones are not asked again."""
+    settings = session.settings
+    try:
+        explainer = EXPLAINERS[settings.explain.explainer]
+    except UnknownName as error:
+        raise UserError(str(error)) from error
+    router = Router(_clients(explainer.NEEDS, session))
+    router.require(explainer.NEEDS, f"explainer '{explainer.NAME}'")
+    state, counts = states(session)
+    write_latents(session, state, counts)
+    latents = choose(session, state)
+    session.run.keep_prompts(explainer.TEMPLATES)
+    model = router.model_for(explainer.NEEDS)
+    prompt_sha = "+".join(render.sha(name) for name in explainer.TEMPLATES)
+    keys = {
+        latent: work_key(
+            STAGE, latent=latent, explainer=explainer.NAME, config=explainer.Config(), model=model,
+            prompt=prompt_sha, sampling=session.sampling_sha,
+        )
+        for latent in latents
+    }  # fmt: skip
+    ledger = Ledger(session.run.folder, STAGE)
+    if retry_failed:
+        before = ledger.rows("explanations", set(keys.values()))
+        ledger.forget(set(before.loc[before["status"] != "ok", "work_key"]))
+    latent_of = {key: latent for latent, key in keys.items()}
+    todo = [latent for latent in latents if keys[latent] not in ledger]
+    if len(todo) < len(latents):
+        session.reporter.say(f"{len(latents) - len(todo)} of {len(latents)} latents are explained already")
+    records: dict[str, LatentRecord] = {}
+
+    def units() -> Iterator[tuple[str, Any]]:
+        for latent in todo:
+            record = records[keys[latent]] = session.sampler.record(latent)
+            yield keys[latent], lambda record=record: explainer.explain(record, Background(), explainer.Config())
+
+    with session.reporter.stage(STAGE, len(latents), "latents") as stage:
+        done = len(latents) - len(todo)
+        stage.update(done)
+
+        def on_done(key: str, finished: Finished) -> None:
+            nonlocal done
+            record = records.pop(key)
+            rows = _rows(session, latent_of[key], record, finished, explainer.NAME, model, prompt_sha)
+            ledger.record(key, rows)
+            done += 1
+            stage.update(done)
+
+        try:
+            asyncio.run(_drive(units(), router, on_done))
+        finally:
+            ledger.flush()
+    session.run.select(STAGE, list(keys.values()))
+    return latents
+
+
+async def _drive(units: Iterator[tuple[str, Any]], router: Router, on_done: Any) -> None:
+    try:
+        await drive_all(units, router, on_done)
+    finally:
+        await router.close()
+
+
+def _clients(needs: frozenset[type], session: Session) -> list[Client]:
+    settings = session.settings.explain
+    clients: list[Client] = []
+    if Chat in needs:
+        clients.append(chat_client(settings.client, settings.llm, settings.base_url, settings.max_concurrency))
+    if Embed in needs:
+        clients.append(embedder(session))
+    return clients
+
+
+def _rows(
+    session: Session, latent: int, record: LatentRecord, finished: Finished, explainer: str, model: str, prompt_sha: str
+) -> Rows:
+    proposal: Proposal = finished.result
+    about = {"run_id": session.run.run_id, "sae_id": session.sae_id, "latent": latent}
+    explanation = {
+        **about,
+        "explanation_id": fingerprint([session.sae_id, latent, explainer, model, proposal.text]),
+        "explainer": explainer,
+        "explainer_model": model,
+        "text": proposal.text,
+        "status": proposal.status,
+        "prompt_sha": prompt_sha or None,
+        "n_windows": len(record.explain),
+        "seed": session.settings.seed,
+        "draw": 0,
+        "prompt_tokens": sum(spent.prompt_tokens for spent in finished.spent.values()),
+        "completion_tokens": sum(spent.completion_tokens for spent in finished.spent.values()),
+    }
+    windows = [
+        window_row(about, split, window)
+        for split, some in (("explain", record.explain), ("score", record.score), ("prompt", record.prompts))
+        for window in some
+    ]
+    return {
+        "explanations": [explanation],
+        "windows": windows,
+        "failures": failure_rows(session.run.run_id, STAGE, latent, finished),
+        "usage": usage_rows(session.run.run_id, STAGE, finished),
+    }
+
+
+def window_row(about: dict[str, Any], split: str, window: Window) -> dict[str, Any]:
+    return {
+        **about,
+        "split": split,
+        "window_id": window.window_id,
+        "document": window.document,
+        "start": window.start,
+        "kind": window.kind,
+        "quantile": window.quantile,
+        "tokens": list(window.tokens),
+        "pieces": list(window.pieces),
+        "activations": list(window.activations),
+        "text": window.text,
+    }

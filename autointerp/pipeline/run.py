@@ -1,0 +1,125 @@
+"""A run folder: what it was asked to do, where it ran, and its final tables."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from autointerp.config import RunSettings, to_yaml
+from autointerp.engine.ledger import Ledger
+from autointerp.errors import UserError
+from autointerp.files import write_json, write_text
+from autointerp.tables.parts import write_final
+from prompts import render
+
+VERSIONS = ("autointerp-toolkit", "torch", "transformers", "numpy", "pandas", "pyarrow", "scipy", "scikit-learn", "openai")
+
+FROM_LEDGERS = ("explanations", "windows", "judgements", "scores", "failures", "usage")
+
+
+class Run:
+    """One folder under `results/`. Its name is the `run_id` of every row."""
+
+    def __init__(self, folder: Path, settings: RunSettings) -> None:
+        self.folder, self.settings = folder, settings
+        self.run_id = folder.name
+
+    def open(self, *, fresh: bool = False) -> None:
+        """Make the folder, emptied of an earlier run if `fresh`, and write down what is about to happen in it."""
+        try:
+            if fresh and self.folder.exists():
+                self._empty()
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot write to '{self.folder}': {error.strerror}; choose another --out") from error
+        self._describe()
+
+    def _describe(self) -> None:
+        """Write the resolved settings, the command and the environment. Keys are in none of them."""
+        write_text(self.folder / "config.yaml", to_yaml(self.settings))
+        write_text(self.folder / "command.txt", shlex.join(["autointerp", *sys.argv[1:]]) + "\n")
+        write_json(self.folder / "environment.json", environment())
+
+    def keep_prompts(self, names: tuple[str, ...]) -> None:
+        """A copy of each template used."""
+        for name in names:
+            write_text(self.folder / "prompts" / f"{name}.jinja", render.source(name))
+
+    def select(self, stage: str, keys: list[str]) -> None:
+        """These units are the stage's current result; final tables are made of what is selected."""
+        write_json(self.folder / "selected" / f"{stage}.json", sorted(keys))
+
+    def selected(self, stage: str) -> set[str]:
+        path = self.folder / "selected" / f"{stage}.json"
+        return set(json.loads(path.read_text())) if path.is_file() else set()
+
+    def rows(self, stage: str, table: str) -> pd.DataFrame:
+        return Ledger(self.folder, stage).rows(table, self.selected(stage))
+
+    def merge(self) -> None:
+        """Write the final tables of everything selected so far."""
+        stages = sorted(path.stem for path in (self.folder / "selected").glob("*.json"))
+        for table in FROM_LEDGERS:
+            frames = [frame for stage in stages if len(frame := self.rows(stage, table))]
+            frame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+            if table == "usage" and len(frame):
+                frame = _total(frame)
+            write_final(self.folder, table, frame)
+
+    def _empty(self) -> None:
+        """`--fresh`: remove what a run writes, and nothing else that may lie in the folder."""
+        for name in (
+            "store", "work", "done", "selected", "explanations", "judgements", "scores", "windows", "failures", "usage",
+            "prompts", "report", "sae",
+        ):  # fmt: skip
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+        for path in self.folder.glob("*.parquet"):
+            path.unlink()
+
+
+def _total(frame: pd.DataFrame) -> pd.DataFrame:
+    """Usage of all units, by stage and model; a price that is unknown for one unit is unknown for the sum."""
+    keys = ["run_id", "stage", "model"]
+    numbers = ["calls", "cached_calls", "prompt_tokens", "completion_tokens", "seconds"]
+    total: pd.DataFrame = frame.groupby(keys, as_index=False)[numbers].sum()
+    prices = frame.groupby(keys)["price"].agg(lambda p: p.sum(skipna=False))
+    return total.merge(prices.reset_index(), on=keys)
+
+
+def environment() -> dict[str, Any]:
+    """Versions, hardware and the git commit: what a reader needs to run it again."""
+    versions = {}
+    for name in VERSIONS:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processors": os.cpu_count(),
+        "versions": versions,
+        "git": _git(),
+    }
+
+
+def _git() -> str | None:
+    here = Path(__file__).resolve().parent
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"],
+            capture_output=True, text=True, timeout=10, check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None

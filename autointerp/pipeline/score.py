@@ -1,0 +1,170 @@
+"""The scoring stage: each method grades each explanation and its control on the same windows."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import asdict
+from types import ModuleType
+from typing import Any
+
+import pandas as pd
+
+from autointerp.engine.drive import Finished, Router, drive_all
+from autointerp.engine.ledger import Ledger, work_key
+from autointerp.errors import UserError
+from autointerp.pipeline.clients import clients_for
+from autointerp.pipeline.rows import failure_rows, usage_rows
+from autointerp.pipeline.session import Session
+from autointerp.registries import SCORERS
+from autointerp.sampling.sampler import derangement
+from autointerp.types import LatentRecord, Rows
+from prompts import render
+from sae.registry import UnknownName
+from scoring.types import Outcome, Subject
+
+CONTROL = "shuffled_explanation"
+
+
+def score(session: Session, *, retry_failed: bool = False) -> None:
+    """Score the run's explanations with every method asked for. Finished units are not scored again."""
+    explanations = session.run.rows("explain", "explanations")
+    if explanations.empty:
+        raise UserError(
+            f"no explanations in '{session.run.folder}': make them with `autointerp explain --sae PATH --out "
+            f"{session.run.folder}`"
+        )
+    scorers = [_scorer(name) for name in dict.fromkeys(session.settings.score.methods)]
+    for scorer in scorers:
+        _config(scorer, session)
+    for scorer in scorers:
+        _score_with(scorer, session, explanations, retry_failed)
+
+
+def _scorer(name: str) -> ModuleType:
+    try:
+        return SCORERS[name]
+    except UnknownName as error:
+        raise UserError(str(error)) from error
+
+
+def _config(scorer: ModuleType, session: Session) -> Any:
+    options = session.settings.score.options.get(scorer.NAME, {})
+    try:
+        return scorer.Config(**options)
+    except TypeError as error:
+        known = ", ".join(scorer.Config.__dataclass_fields__)
+        raise UserError(f"config error at score.options.{scorer.NAME}: {error} (known: {known})") from error
+
+
+def _score_with(scorer: ModuleType, session: Session, explanations: pd.DataFrame, retry_failed: bool) -> None:
+    config = _config(scorer, session)
+    stage_name = f"score-{scorer.NAME}"
+    router = Router(clients_for(scorer.NEEDS, session))
+    router.require(scorer.NEEDS, f"scorer '{scorer.NAME}'")
+    model = router.model_for(scorer.NEEDS)
+    session.run.keep_prompts(scorer.TEMPLATES)
+    prompt_sha = "+".join(render.sha(name) for name in scorer.TEMPLATES)
+    by_latent = {int(row["latent"]): row for row in explanations.to_dict("records")}
+    told = [latent for latent, row in by_latent.items() if isinstance(row["text"], str)]
+    partner = derangement(told, session.settings.seed)
+    keys = {}
+    for latent, row in by_latent.items():
+        other = by_latent[partner[latent]]["text"] if latent in partner else None
+        keys[latent] = work_key(
+            stage_name, latent=latent, text=row["text"], control=other, version=scorer.VERSION, config=asdict(config),
+            model=model, prompt=prompt_sha, sampling=session.sampling_sha, hookpoint=session.hookpoint,
+        )  # fmt: skip
+    ledger = Ledger(session.run.folder, stage_name)
+    if retry_failed:
+        before = ledger.rows("scores", set(keys.values()))
+        ledger.forget(set(before.loc[before["n_failed"] > 0, "work_key"]))
+    common = {
+        **session.about_sae, "method": scorer.NAME, "method_version": scorer.VERSION, "scorer_model": model,
+        "prompt_sha": prompt_sha or None, "seed": session.settings.seed, "draw": 0,
+    }  # fmt: skip
+    for latent in by_latent.keys() - set(told):
+        # An explanation that failed has no score: null, with its reason, never dropped.
+        ledger.record(keys[latent], {"scores": [_unexplained(common, by_latent[latent], scorer.METRIC)]})
+    todo = [latent for latent in told if keys[latent] not in ledger]
+    latent_of = {key: latent for latent, key in keys.items()}
+    graded: dict[str, tuple[LatentRecord, list[Subject]]] = {}
+
+    def units() -> Iterator[tuple[str, Any]]:
+        for latent in todo:
+            record = session.sampler.record(latent)
+            subjects = [_subject(latent, by_latent[latent], "none")]
+            if latent in partner:
+                subjects.append(_subject(latent, by_latent[partner[latent]], CONTROL))
+            graded[keys[latent]] = (record, subjects)
+            windows = getattr(record, scorer.WINDOWS)
+            yield keys[latent], lambda s=subjects, w=windows: scorer.score(s, w, config)
+
+    with session.reporter.stage(scorer.NAME, len(told), "latents") as stage:
+        done = len(told) - len(todo)
+        stage.update(done)
+
+        def on_done(key: str, finished: Finished) -> None:
+            nonlocal done
+            _, subjects = graded.pop(key)
+            row = by_latent[latent_of[key]]
+            ledger.record(key, _rows(session, scorer, common, row, subjects, finished))
+            done += 1
+            stage.update(done)
+
+        async def work() -> None:
+            try:
+                await drive_all(units(), router, on_done)
+            finally:
+                await router.close()
+
+        try:
+            asyncio.run(work())
+        finally:
+            ledger.flush()
+    session.run.select(stage_name, list(keys.values()))
+
+
+def _subject(latent: int, row: dict[str, Any], control: str) -> Subject:
+    return Subject(latent, row["text"], row["explanation_id"], control)
+
+
+def _unexplained(common: dict[str, Any], row: dict[str, Any], metric: str) -> dict[str, Any]:
+    return {
+        **common, "latent": row["latent"], "explanation_id": row["explanation_id"], "explainer": row["explainer"],
+        "explainer_model": row["explainer_model"], "control": "none", "negatives": "random", "metric": metric,
+        "value": None, "n": 0, "n_failed": 0, "ci_low": None, "ci_high": None, "ci_method": None,
+        "status": "no_explanation",
+    }  # fmt: skip
+
+
+def _rows(
+    session: Session, scorer: ModuleType, common: dict[str, Any], row: dict[str, Any], subjects: list[Subject],
+    finished: Finished,
+) -> Rows:  # fmt: skip
+    latent = int(row["latent"])
+    scores, judgements = [], []
+    outcomes: list[Outcome] = finished.result
+    for subject, outcome in zip(subjects, outcomes, strict=True):
+        who = {"latent": latent, "explanation_id": subject.explanation_id, "control": subject.control}
+        scores += [
+            {
+                **common, **who, "explainer": row["explainer"], "explainer_model": row["explainer_model"],
+                "negatives": "random" if scorer.WINDOWS == "score" else None, **asdict(metric),
+            }
+            for metric in outcome.metrics
+        ]  # fmt: skip
+        judgements += [
+            {
+                "run_id": session.run.run_id, "sae_id": session.sae_id, "method": scorer.NAME, **who,
+                **asdict(judgement),
+            }
+            for judgement in outcome.judgements
+        ]  # fmt: skip
+    stage = f"score-{scorer.NAME}"
+    return {
+        "scores": scores,
+        "judgements": judgements,
+        "failures": failure_rows(session.run.run_id, stage, latent, finished),
+        "usage": usage_rows(session.run.run_id, stage, finished),
+    }
