@@ -71,7 +71,8 @@ class Reporter:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         columns = (
-            TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit), TextColumn("left"),
+            TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit),
+            TextColumn("left"),
             TimeRemainingColumn(elapsed_when_finished=True),
         )  # fmt: skip
         with Progress(*columns, console=Console(stderr=True)) as bars:

@@ -66,8 +66,10 @@ class Client(Protocol):
 
     name: str
     model: str
-    supports: frozenset[type]
     concurrency: int
+
+    @property
+    def supports(self) -> frozenset[type]: ...
 
     async def answer(self, requests: Sequence[Request]) -> list[Reply]: ...
 

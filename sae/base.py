@@ -120,7 +120,7 @@ class SparseAutoencoder(nn.Module, ABC):
         if rows.shape[0] == 0:
             return SparseCodes.from_topk(rows.new_zeros(0, 1), torch.zeros(0, 1, dtype=torch.int64), self.n_latents)
         step = max(1, CHUNK_BYTES // (rows.element_size() * self.n_latents))
-        return SparseCodes.cat([self.encode_rows(chunk) for chunk in rows.split(step)])
+        return SparseCodes.cat([self.encode_rows(chunk) for chunk in torch.split(rows, step)])
 
     @torch.no_grad()
     def decode(self, codes: SparseCodes) -> Tensor:

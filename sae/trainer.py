@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -199,7 +198,7 @@ class Trainer:
         header = {"identity": json.dumps(self._identity(), sort_keys=True), "step": str(self.step_done)}
         temporary = self.folder / "checkpoint.tmp"
         save_file(tensors, temporary, metadata=header)
-        os.replace(temporary, self.folder / "checkpoint.safetensors")
+        temporary.replace(self.folder / "checkpoint.safetensors")
 
     def _restore(self) -> bool:
         path = self.folder / "checkpoint.safetensors" if self.folder else None

@@ -65,7 +65,11 @@ def parse(text: str, n: int) -> list[bool] | None:
     except json.JSONDecodeError:
         return None
     answers = value.get("answers") if isinstance(value, dict) else None
-    if not isinstance(answers, list) or len(answers) != n or any(type(a) is not int or a not in (0, 1) for a in answers):
+    if (
+        not isinstance(answers, list)
+        or len(answers) != n
+        or any(type(a) is not int or a not in (0, 1) for a in answers)
+    ):
         return None
     return [a == 1 for a in answers]
 
@@ -75,7 +79,9 @@ def _outcome(groups: Sequence[Sequence[Window]], replies: Sequence[Reply]) -> Ou
     hits, totals, n_failed = [0, 0], [0, 0], 0
     for group, reply in zip(groups, replies, strict=True):
         answers = parse(reply.text, len(group)) if isinstance(reply, ChatReply) else None
-        status = "ok" if answers else ("unparsable" if isinstance(reply, ChatReply) else getattr(reply, "kind", "failed"))
+        status = (
+            "ok" if answers else ("unparsable" if isinstance(reply, ChatReply) else getattr(reply, "kind", "failed"))
+        )
         for i, window in enumerate(group):
             prediction = answers[i] if answers else None
             if prediction is None:
@@ -86,12 +92,18 @@ def _outcome(groups: Sequence[Sequence[Window]], replies: Sequence[Reply]) -> Ou
                 hits[side] += prediction is window.activating
             judgements.append(
                 Judgement(
-                    window_id=window.window_id, kind=window.kind, quantile=window.quantile, label=window.activating,
-                    prediction=prediction, probability=None, status=status, reply_sha=fingerprint(reply),
+                    window_id=window.window_id,
+                    kind=window.kind,
+                    quantile=window.quantile,
+                    label=window.activating,
+                    prediction=prediction,
+                    probability=None,
+                    status=status,
+                    reply_sha=fingerprint(reply),
                     # The request's tokens are booked on its first window, so that a sum over windows is right.
                     prompt_tokens=reply.usage.prompt_tokens if i == 0 else 0,
                     completion_tokens=reply.usage.completion_tokens if i == 0 else 0,
-                )  # fmt: skip
+                )
             )
     metric = balanced_accuracy_metric((hits[0], hits[1]), (totals[0], totals[1]), n_failed)
     return Outcome(tuple(judgements), (metric,))

@@ -51,7 +51,7 @@ def score(
         for continuations in (steered.clean, steered.steered)
         for prompt, continuation in zip(steered.prompt_texts, continuations, strict=True)
     ]
-    # The closing quote is part of what is read off, so that a short explanation is not merely the start of a longer one.
+    # The closing quote is read off too: a short explanation is then not merely the start of a longer one.
     replies = yield [Likelihood(passage, f'{s.explanation}"') for passage in passages for s in subjects]
     n, m = len(windows), len(subjects)
     return [
@@ -71,11 +71,19 @@ def _outcome(
             gains.append(gain)
         judgements.append(
             Judgement(
-                window_id=window.window_id, kind=window.kind, quantile=window.quantile, label=None, prediction=None,
-                probability=gain, status="ok" if gain is not None else "failed", reply_sha=fingerprint(after),
-                prompt_tokens=after.usage.prompt_tokens, completion_tokens=after.usage.completion_tokens,
-                clean_text=clean_text, steered_text=steered_text,
-            )  # fmt: skip
+                window_id=window.window_id,
+                kind=window.kind,
+                quantile=window.quantile,
+                label=None,
+                prediction=None,
+                probability=gain,
+                status="ok" if gain is not None else "failed",
+                reply_sha=fingerprint(after),
+                prompt_tokens=after.usage.prompt_tokens,
+                completion_tokens=after.usage.completion_tokens,
+                clean_text=clean_text,
+                steered_text=steered_text,
+            )
         )
     metric = mean_metric(METRIC, gains, n_failed=len(windows) - len(gains))
     if metric.status == "ok" and not steered.converged:

@@ -21,9 +21,7 @@ def evenly(windows: Sequence[Window], n: int) -> list[Window]:
     return chosen
 
 
-def judged_by_value(
-    windows: Sequence[Window], values: Sequence[float | None], replies: Sequence[Reply]
-) -> Outcome:
+def judged_by_value(windows: Sequence[Window], values: Sequence[float | None], replies: Sequence[Reply]) -> Outcome:
     """One number per window, None where its answer failed; AUROC of activating against other windows."""
     judgements = [
         Judgement(
@@ -47,5 +45,3 @@ def judged_by_value(
         n_failed=len(windows) - len(usable),
     )
     return Outcome(tuple(judgements), (metric,))
-
-

@@ -58,7 +58,6 @@ def shadowed() -> list[str]:
 
 def main() -> NoReturn:
 
-
     from autointerp.cli import commands  # noqa: F401  (registers the verbs)
 
     # Spinning threads of two libraries on the same cores cost more than they save.
@@ -67,14 +66,17 @@ def main() -> NoReturn:
     signal.signal(signal.SIGTERM, _interrupt)
     if wrong := shadowed():
         _stop(
-            f"a file of yours hides a package of autointerp: {'; '.join(wrong)}; run from another folder or rename it", 2
+            f"a file of yours hides a package of autointerp: {'; '.join(wrong)}; run from another folder or rename it",
+            2,
         )
     try:
         app(standalone_mode=True)
     except AutointerpError as error:
         _stop(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        _stop("interrupted; run the same command again to continue", 130, kind="note")
+    except SystemExit as end:
+        if end.code == 130:  # typer's own code for Ctrl-C, which it does not explain
+            _stop("interrupted; run the same command again to continue", 130, kind="note")
+        raise
     except OSError as error:
         if error.errno not in {28, 122}:  # no space, quota
             raise

@@ -13,7 +13,9 @@ from autointerp.stats.summary import summarise
 
 def print_summary(scores: pd.DataFrame) -> None:
     """Median over latents with its interval, the control's median, and the paired difference."""
-    table = Table(title="explanations against their shuffled control (95% intervals over latents)", title_justify="left")
+    table = Table(
+        title="explanations against their shuffled control (95% intervals over latents)", title_justify="left"
+    )
     for name in ("method", "metric", "latents", "median", "shuffled", "mean difference"):
         table.add_column(name, justify="left" if name in {"method", "metric"} else "right")
     for row in summarise(scores).to_dict("records"):

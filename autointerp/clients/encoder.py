@@ -19,7 +19,7 @@ class EncoderClient:
     """Embeds texts; texts beyond the encoder's length are cut there, as sentence encoders do."""
 
     name = "encoder"
-    supports = frozenset({Embed})
+    supports: frozenset[type] = frozenset({Embed})
     concurrency = 1
 
     def __init__(self, model: str, *, device: str = "cpu") -> None:

@@ -175,12 +175,13 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True  # headers and body are two writes: 40 ms each with Nagle
 
-    def log_message(self, format: str, *args: Any) -> None:
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
         """Nothing: the test's own output is what matters."""
 
     def do_GET(self) -> None:
         if self.path != "/v1/models":
-            return self.fail(Fault(status=404, message="no such path; the base URL ends in /v1"))
+            self.fail(Fault(status=404, message="no such path; the base URL ends in /v1"))
+            return
         model = {"id": self.server.fake.client.model, "object": "model", "created": 0, "owned_by": "autointerp"}
         self.send(200, {"object": "list", "data": [model]})
 

@@ -24,7 +24,7 @@ class HFClient:
     """Likelihoods from a causal LM in this process. A loaded subject model can be shared."""
 
     name = "hf"
-    supports = frozenset({Likelihood})
+    supports: frozenset[type] = frozenset({Likelihood})
     concurrency = 1
 
     def __init__(self, subject: SubjectModel) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from autointerp.collect.tokens import NO_DOCUMENT, TokenBlocks
 from autointerp.errors import AutointerpError, UserError
-from autointerp.files import write_json
+from autointerp.files import read_array, write_json
 from autointerp.store.writer import StoreWriter
 from autointerp.subject.load import SubjectModel
 from sae.base import SparseAutoencoder
@@ -68,7 +68,7 @@ def cache_activations(
                 on_tokens(rows, n)
         array.flush()
         write_json(progress, {"identity": identity, "blocks": end, "rows": rows})
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+    return read_array(path)
 
 
 def collect_store(

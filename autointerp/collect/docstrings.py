@@ -61,5 +61,3 @@ def _of_file(path: Path) -> list[str]:
             if raw:
                 found.append(inspect.cleandoc(raw).strip())
     return found
-
-

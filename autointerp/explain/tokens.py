@@ -160,7 +160,9 @@ def gather(activating: Sequence[Window], others: Sequence[Window], config: Confi
     common = Counter({p.strip(): n for p, n in phrases.items() if n >= floor and " " in p.strip()})
     return Evidence(
         peak=_top(peaks, inside, outside, config.peak_words, floor),
-        context=_top(Counter(w for s in inside for w in s if TOPICS.match(w)), inside, outside, config.context_words, floor),
+        context=_top(
+            Counter(w for s in inside for w in s if TOPICS.match(w)), inside, outside, config.context_words, floor
+        ),
         phrases=[p for p, _ in common.most_common(config.phrases)],
         snippets=[snippets[i] for i in range(0, len(snippets), max(1, len(snippets) // max(1, config.snippets)))],
         before=[w for w, n in before.most_common(3) if w and n >= floor],

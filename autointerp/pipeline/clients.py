@@ -26,7 +26,9 @@ def chat_client(name: str, llm: str | None, base_url: str | None, max_concurrenc
             raise UserError(str(error)) from error
     if llm is None:
         if name != "fake":
-            raise UserError(f"no model for the client '{name}': name one with --llm (to explain) or --scorer-llm (to judge)")
+            raise UserError(
+                f"no model for the client '{name}': name one with --llm (to explain) or --scorer-llm (to judge)"
+            )
         llm = "keyword"
     options = {"base_url": base_url, "max_concurrency": max_concurrency} if name == "openai" else {}
     client: Client = CLIENTS[name].create(llm, **options)

@@ -58,10 +58,8 @@ def choose(session: Session, state: NDArray[np.str_]) -> list[int]:
     """
     settings = session.settings
     live = np.flatnonzero((state == "live") | (state == "dense"))
-    if settings.latents:
-        chosen = parse(settings.latents, live, session.store.n_latents, settings.seed)
-    else:
-        chosen = live
+    n = session.store.n_latents
+    chosen = parse(settings.latents, live, n, settings.seed) if settings.latents else live
     if settings.limit is not None and len(chosen) > settings.limit:
         chosen = generator(settings.seed, "limit").permutation(chosen)[: settings.limit]
     if not len(chosen):

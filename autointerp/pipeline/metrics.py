@@ -33,7 +33,9 @@ def reconstruction(
         x = x[0][torch.from_numpy(blocks.documents[index] != NO_DOCUMENT)].cpu()
         codes = sae.encode(x)
         error = float((sae.decode(codes) - x).double().square().sum())
-        sums.append((len(x), error, float(x.double().square().sum()), x.double().sum(dim=0).numpy(), codes.latents.numel()))
+        sums.append(
+            (len(x), error, float(x.double().square().sum()), x.double().sum(dim=0).numpy(), codes.latents.numel())
+        )
     counts, errors, squares, firings = (np.array([s[i] for s in sums], dtype=np.float64) for i in (0, 1, 2, 4))
     totals = np.stack([s[3] for s in sums])
 

@@ -22,7 +22,17 @@ from autointerp.files import write_json, write_text
 from autointerp.tables.parts import write_final
 from prompts import render
 
-VERSIONS = ("autointerp-toolkit", "torch", "transformers", "numpy", "pandas", "pyarrow", "scipy", "scikit-learn", "openai")
+VERSIONS = (
+    "autointerp-toolkit",
+    "torch",
+    "transformers",
+    "numpy",
+    "pandas",
+    "pyarrow",
+    "scipy",
+    "scikit-learn",
+    "openai",
+)
 
 FROM_LEDGERS = ("explanations", "windows", "judgements", "scores", "failures", "usage")
 

@@ -65,7 +65,7 @@ def _score_with(scorer: ModuleType, session: Session, explanations: pd.DataFrame
     model = router.model_for(scorer.NEEDS)
     session.run.keep_prompts(scorer.TEMPLATES)
     prompt_sha = "+".join(render.sha(name) for name in scorer.TEMPLATES)
-    by_latent = {int(row["latent"]): row for row in explanations.to_dict("records")}
+    by_latent = {int(row["latent"]): {str(k): v for k, v in row.items()} for row in explanations.to_dict("records")}
     told = [latent for latent, row in by_latent.items() if isinstance(row["text"], str)]
     partner = derangement(told, session.settings.seed)
     keys = {}

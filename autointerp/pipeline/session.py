@@ -73,8 +73,7 @@ class Session:
         if name is None:
             raise UserError("the SAE's metadata names no subject model: give one with --model (a folder or a hub id)")
         self.reporter.say(f"loading {name}")
-        subject = load_subject(name, device=self.settings.subject.device, dtype=self.settings.subject.dtype)
-        return subject
+        return load_subject(name, device=self.settings.subject.device, dtype=self.settings.subject.dtype)
 
     @cached_property
     def skip_documents(self) -> int:
@@ -134,7 +133,6 @@ class Session:
             self.reporter.say(f"no latent store for this SAE yet: collecting activations of {self.dataset} first")
         data = self.settings.data.model_copy(update={"dataset": self.dataset})
         blocks = tokenise(self.subject, data, folder, seed=self.settings.seed, skip_documents=self.skip_documents)
-
 
         began = time.perf_counter()
         with self.reporter.stage("collect", blocks.n_counted, "tokens") as stage:

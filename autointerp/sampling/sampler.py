@@ -69,7 +69,8 @@ class Sampler:
             windows = windows[windows >= 0]
             windows = windows[usable[windows]]
             counts[:, latent] = np.bincount(self.grid.split[windows], minlength=2)
-        return counts.min(axis=0)
+        poorer: NDArray[np.int64] = counts.min(axis=0)
+        return poorer
 
     def record(self, latent: int) -> LatentRecord:
         positions, values = self.store.of(latent)

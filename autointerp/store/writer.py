@@ -7,7 +7,6 @@ part; finalising is repeated from the parts until the manifest stands.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -89,7 +88,7 @@ class StoreWriter:
             cursor += here
         for name, array in merged.items():
             array.flush()
-            os.replace(self.folder / f".{name}.tmp", self.folder / name)
+            (self.folder / f".{name}.tmp").replace(self.folder / name)
         manifest = {
             "version": layout.VERSION,
             "identity": self.identity,

@@ -35,7 +35,8 @@ def find(model: nn.Module, hookpoint: str) -> nn.Module:
     path = hookpoint.removesuffix(":in").removeprefix("model.")
     modules = dict(base.named_modules())
     if path and path in modules:
-        return modules[path]
+        found: nn.Module = modules[path]
+        return found
     names = [name for name in modules if name]
     close = difflib.get_close_matches(path, names, n=4, cutoff=0.5)
     blocks = [name for name in names if re.fullmatch(r"\w+\.\d+", name)]
@@ -50,7 +51,8 @@ def layer_of(hookpoint: str) -> int | None:
 
 
 def _first(value: Any) -> Tensor:
-    return value[0] if isinstance(value, tuple) else value
+    tensor: Tensor = value[0] if isinstance(value, tuple) else value
+    return tensor
 
 
 @contextmanager

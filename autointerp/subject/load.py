@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -60,18 +61,13 @@ class SubjectModel:
     @cached_property
     def separator_id(self) -> int | None:
         """Put between packed documents."""
-        return next(
-            (int(i) for i in (self.tokenizer.eos_token_id, self.tokenizer.bos_token_id) if i is not None), None
-        )
+        return next((int(i) for i in (self.tokenizer.eos_token_id, self.tokenizer.bos_token_id) if i is not None), None)
 
     @torch.inference_mode()
     def activations(self, tokens: Tensor, hookpoint: str) -> Tensor:
         """Activations `[B, T, D]` (float32) at a hookpoint for unpadded tokens `[B, T]`; stops right after it."""
-        with reading(self.model, hookpoint, stop=True) as seen:
-            try:
-                base_model(self.model)(input_ids=tokens.to(self.device), use_cache=False)
-            except Stop:
-                pass
+        with reading(self.model, hookpoint, stop=True) as seen, suppress(Stop):
+            base_model(self.model)(input_ids=tokens.to(self.device), use_cache=False)
         return seen[0].float()
 
     def pieces(self, tokens: tuple[int, ...] | list[int]) -> tuple[str, ...]:

@@ -37,7 +37,7 @@ class SteerClient:
     """Answers `Steer` for one subject model and one SAE at one hookpoint."""
 
     name = "steer"
-    supports = frozenset({Steer})
+    supports: frozenset[type] = frozenset({Steer})
     concurrency = 1
 
     def __init__(self, subject: SubjectModel, sae: SparseAutoencoder, hookpoint: str) -> None:
@@ -144,9 +144,7 @@ class _Run:
         strengths[n:] = strength
         cache, mask = copy_rows(self.cache, twice), self.mask[twice]
         tokens, places = self.last[twice], self.lengths[twice]
-        generators = [
-            torch.Generator().manual_seed(derive(request.seed, "steer", request.latent, i)) for i in range(n)
-        ]
+        generators = [torch.Generator().manual_seed(derive(request.seed, "steer", request.latent, i)) for i in range(n)]
         stop = subject.tokenizer.eos_token_id
         ended = torch.zeros(2 * n, dtype=torch.bool)
         chosen: list[list[int]] = [[] for _ in range(2 * n)]

@@ -18,11 +18,14 @@ def load_table(runs: str | Path, table: str) -> pd.DataFrame:
     Raises:
         UserError: no run there has that table.
     """
-    paths = [Path(p) / f"{table}.parquet" for p in sorted(glob.glob(str(runs)))]
+    paths = [Path(p) / f"{table}.parquet" for p in sorted(glob.glob(str(runs)))]  # noqa: PTH207  (an absolute pattern)
     found = [path for path in paths if path.is_file()]
     if not found:
         raise UserError(f"no {table}.parquet in '{runs}'; a finished run folder holds one (see docs/tables.md)")
-    return pd.concat([pq.read_table(p).to_pandas(types_mapper=NULLABLE.get) for p in found], ignore_index=True)
+    frame: pd.DataFrame = pd.concat(
+        [pq.read_table(p).to_pandas(types_mapper=NULLABLE.get) for p in found], ignore_index=True
+    )
+    return frame
 
 
 def load_scores(runs: str | Path) -> pd.DataFrame:

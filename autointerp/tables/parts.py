@@ -46,7 +46,8 @@ def read_rows(paths: Sequence[Path], table: str) -> pd.DataFrame:
         frame["part"] = path.stem.rsplit("-", 1)[-1]
         frames.append(frame)
     if frames:
-        return pd.concat(frames, ignore_index=True)
+        joined: pd.DataFrame = pd.concat(frames, ignore_index=True)
+        return joined
     return pd.DataFrame({name: [] for name in [*TABLES[table].names, "work_key", "part"]})
 
 

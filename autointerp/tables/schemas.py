@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-S, I, F, B = pa.string(), pa.int64(), pa.float64(), pa.bool_()
+S, N, F, B = pa.string(), pa.int64(), pa.float64(), pa.bool_()
 
 
 def _schema(**columns: pa.DataType) -> pa.Schema:
@@ -12,42 +12,42 @@ def _schema(**columns: pa.DataType) -> pa.Schema:
 
 
 SCORES = _schema(
-    run_id=S, model=S, sae_id=S, sae_sha=S, arch=S, hookpoint=S, layer=I, width=I, l0=F, latent=I,
+    run_id=S, model=S, sae_id=S, sae_sha=S, arch=S, hookpoint=S, layer=N, width=N, l0=F, latent=N,
     explanation_id=S, explainer=S, explainer_model=S, method=S, method_version=S, scorer_model=S,
-    control=S, negatives=S, metric=S, value=F, n=I, n_failed=I, ci_low=F, ci_high=F, ci_method=S,
-    status=S, prompt_sha=S, seed=I, draw=I,
+    control=S, negatives=S, metric=S, value=F, n=N, n_failed=N, ci_low=F, ci_high=F, ci_method=S,
+    status=S, prompt_sha=S, seed=N, draw=N,
 )  # fmt: skip
 
 JUDGEMENTS = _schema(
-    run_id=S, sae_id=S, latent=I, explanation_id=S, method=S, control=S, window_id=S, kind=S, quantile=I,
-    label=B, prediction=B, probability=F, status=S, reply_sha=S, prompt_tokens=I, completion_tokens=I,
+    run_id=S, sae_id=S, latent=N, explanation_id=S, method=S, control=S, window_id=S, kind=S, quantile=N,
+    label=B, prediction=B, probability=F, status=S, reply_sha=S, prompt_tokens=N, completion_tokens=N,
     clean_text=S, steered_text=S,
 )  # fmt: skip
 
 EXPLANATIONS = _schema(
-    run_id=S, sae_id=S, latent=I, explanation_id=S, explainer=S, explainer_model=S, text=S, status=S,
-    prompt_sha=S, n_windows=I, seed=I, draw=I, prompt_tokens=I, completion_tokens=I,
+    run_id=S, sae_id=S, latent=N, explanation_id=S, explainer=S, explainer_model=S, text=S, status=S,
+    prompt_sha=S, n_windows=N, seed=N, draw=N, prompt_tokens=N, completion_tokens=N,
 )  # fmt: skip
 
 LATENTS = _schema(
-    run_id=S, sae_id=S, latent=I, n_fired=I, n_tokens=I, density=F, max_activation=F, mean_activation=F,
-    n_windows=I, state=S,
+    run_id=S, sae_id=S, latent=N, n_fired=N, n_tokens=N, density=F, max_activation=F, mean_activation=F,
+    n_windows=N, state=S,
 )  # fmt: skip
 
 WINDOWS = _schema(
-    run_id=S, sae_id=S, latent=I, split=S, window_id=S, document=I, start=I, kind=S, quantile=I,
+    run_id=S, sae_id=S, latent=N, split=S, window_id=S, document=N, start=N, kind=S, quantile=N,
     tokens=pa.list_(pa.int32()), pieces=pa.list_(S), activations=pa.list_(pa.float32()), text=S,
 )  # fmt: skip
 
 SAE_METRICS = _schema(
-    run_id=S, sae_id=S, arch=S, hookpoint=S, width=I, seed=I, n_tokens=I, metric=S, value=F, ci_low=F, ci_high=F,
+    run_id=S, sae_id=S, arch=S, hookpoint=S, width=N, seed=N, n_tokens=N, metric=S, value=F, ci_low=F, ci_high=F,
 )  # fmt: skip
 
 USAGE = _schema(
-    run_id=S, stage=S, model=S, calls=I, cached_calls=I, prompt_tokens=I, completion_tokens=I, price=F, seconds=F,
+    run_id=S, stage=S, model=S, calls=N, cached_calls=N, prompt_tokens=N, completion_tokens=N, price=F, seconds=F,
 )  # fmt: skip
 
-FAILURES = _schema(run_id=S, stage=S, latent=I, kind=S, message=S, reply_sha=S)
+FAILURES = _schema(run_id=S, stage=S, latent=N, kind=S, message=S, reply_sha=S)
 
 TABLES: dict[str, pa.Schema] = {
     "scores": SCORES,

@@ -56,7 +56,7 @@ class TopK(SparseAutoencoder):
         `dead` holds the indices of latents that have not fired for long, or None.
         """
         centred = x - self.b_dec
-        chosen = [self.select(rows) for rows in centred.split(chunk)]
+        chosen = [self.select(rows) for rows in torch.split(centred, chunk)]
         values = torch.cat([v for v, _ in chosen])
         latents = torch.cat([i for _, i in chosen])
         error = decode_pairs(values, latents, self.W_dec).add_(self.b_dec).sub_(x)
@@ -95,5 +95,3 @@ class TopK(SparseAutoencoder):
 
 def create(config: dict[str, Any], metadata: SAEMetadata | None = None) -> TopK:
     return TopK(Config(**config), metadata)
-
-

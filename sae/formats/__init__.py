@@ -1,1 +1,1 @@
-"""Checkpoint formats, one file each: `recognise(folder)`, `read(folder)`, and `write(sae, folder)` where we write it."""
+"""Checkpoint formats, one file each: `LOOKS_FOR`, `recognise(folder)`, `read(folder)`, `write(sae, folder)`."""

