@@ -64,6 +64,7 @@ class Reporter:
     def stage(self, name: str, total: int, unit: str) -> Iterator[Stage]:
         if self.plain or self.quiet:
             stage = Stage(name, total, unit, self.quiet)
+            self.say(f"[{name}] {total:,} {unit} to do")
             yield stage
             stage.finish()
             return

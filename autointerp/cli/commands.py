@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -64,10 +64,11 @@ def explain(
         "explain.llm": llm, "explain.base_url": base_url, "explain.max_concurrency": max_concurrency,
         "score.embedder": embedder, "out": out, "seed": seed, "subject.device": device, "subject.dtype": dtype,
     }  # fmt: skip
-    session = _open(flags, config=config, sets=sets, fresh=fresh, quiet=quiet, plain=plain)
     from autointerp.pipeline.explain import explain as explain_stage
+    from autointerp.pipeline.explain import prepare
     from autointerp.pipeline.metrics import write_sae_metrics
 
+    session = _open(flags, prepare, config=config, sets=sets, fresh=fresh, quiet=quiet, plain=plain)
     explain_stage(session, retry_failed=retry_failed)
     write_sae_metrics(session)
     session.run.merge()
@@ -101,9 +102,10 @@ def score(
         "score.embedder": embedder, "subject.device": device,
     }  # fmt: skip
     earlier = _earlier(run, out, sae)
-    session = _open(flags, config=config, sets=sets, base=earlier, quiet=quiet, plain=plain)
+    from autointerp.pipeline.score import prepare
     from autointerp.pipeline.score import score as score_stage
 
+    session = _open(flags, prepare, config=config, sets=sets, base=earlier, quiet=quiet, plain=plain)
     score_stage(session, retry_failed=retry_failed)
     session.run.merge()
     _finish(session)
@@ -138,8 +140,8 @@ def _earlier(run: str | None, out: str | None, sae: str | None) -> dict[str, Any
 
 
 def _open(
-    flags: Mapping[str, Any], *, config: Path | None, sets: list[str] | None, base: Mapping[str, Any] | None = None,
-    fresh: bool = False, quiet: bool = False, plain: bool = False,
+    flags: Mapping[str, Any], prepare: Callable[[Session], object], *, config: Path | None, sets: list[str] | None,
+    base: Mapping[str, Any] | None = None, fresh: bool = False, quiet: bool = False, plain: bool = False,
 ) -> Session:  # fmt: skip
     from dotenv import load_dotenv
 
@@ -157,6 +159,7 @@ def _open(
     session = Session(Run(out, settings), reporter)
     # Bad input is found before anything is written or removed.
     session.check()
+    prepare(session)
     session.run.open(fresh=fresh)
     return session
 
@@ -183,3 +186,35 @@ def _finish(session: Session) -> None:
     judged = load_table(folder, "judgements")
     if len(judged):
         _allow(session, float((judged["status"] != "ok").mean()), "judgements")
+
+
+@app.command("list")
+def list_(
+    kind: Annotated[str, typer.Argument(help="saes, scorers, explainers, prompts, clients or formats.")],
+) -> None:
+    """What is registered: built in, and from installed plugins."""
+    from autointerp.cli.listing import print_list
+
+    print_list(kind)
+
+
+@app.command()
+def doctor(
+    sae: options.Sae = None, model: options.Model = None, hookpoint: options.Hookpoint = None,
+    dataset: options.Dataset = None, text_column: options.TextColumn = None, device: options.Device = None,
+    dtype: options.Dtype = None,
+    store: Annotated[Path | None, typer.Option(help="Latent store to check, file by file.")] = None,
+    online: Annotated[bool, typer.Option("--online", help="Also ask whether the hub answers and the keys are taken.")]
+    = False,
+) -> None:  # fmt: skip
+    """Check the installation, and with --sae whether an SAE fits its model. The text pastes into an issue.
+
+    Prints the names of API keys, never a key. Exits with 1 if anything is marked FAIL.
+    """
+    from autointerp.cli.doctor import doctor as examine
+
+    code = examine(
+        sae=sae, store=store, online=online, model=model, hookpoint=hookpoint, dataset=dataset,
+        text_column=text_column, device=device or "cpu", dtype=dtype or "float32",
+    )  # fmt: skip
+    raise typer.Exit(code)

@@ -193,7 +193,8 @@ class _Handler(BaseHTTPRequestHandler):
                 raise ValueError("the body has to be a JSON object")
         except (TypeError, ValueError) as error:
             self.close_connection = True  # whatever is left of the body is not the next request
-            return self.fail(Fault(status=400, message=f"bad request: {error}"))
+            self.fail(Fault(status=400, message=f"bad request: {error}"))
+            return
         index = fake.record(Logged(self.path, body, "Authorization" in self.headers))
         fake.stopping.wait(fake.latency)
         fault = fake.faults(index, body)
@@ -202,7 +203,8 @@ class _Handler(BaseHTTPRequestHandler):
         except (AttributeError, LookupError, TypeError, ValueError) as error:
             content = Fault(status=400, message=f"bad request: {type(error).__name__}: {error}")
         if isinstance(content, Fault):
-            return FAULTS[content.kind](self, content)
+            FAULTS[content.kind](self, content)
+            return
         self.send(200, content)
 
     def send(self, status: int, content: Any, headers: Mapping[str, str] | None = None, *, cut: bool = False) -> None:

@@ -29,7 +29,7 @@ class HFClient:
 
     def __init__(self, subject: SubjectModel) -> None:
         self.subject = subject
-        self.model = subject.name
+        self.model = subject.label
 
     async def answer(self, requests: Sequence[Request]) -> list[Reply]:
         return self.likelihoods([request for request in requests if isinstance(request, Likelihood)])

@@ -36,16 +36,18 @@ class Size:
     explain_activating: int = 120
     explain_random: int = 200
     score_windows: int = 50
-    surprisal_windows: int = 20
-    prompts: int = 12
+    surprisal_windows: int = 15
+    prompts: int = 10
+    prompt_tokens: int = 32
     dead_after: int = 100_000
     batch_size: int = 1024
+    checkpoint_every: int = 100
 
 
 FULL = Size()
 SMALL = Size(
     train_tokens=12_000, epochs=2, expansion=2, collect_tokens=12_000, latents=4, explain_activating=20,
-    explain_random=20, score_windows=12, surprisal_windows=6, prompts=3, batch_size=512,
+    explain_random=20, score_windows=12, surprisal_windows=6, prompts=3, batch_size=512, checkpoint_every=10,
 )  # fmt: skip
 
 HOOKPOINT = "layers.9"
@@ -59,7 +61,7 @@ def settings_for(size: Size, sae: Path, out: Path, seed: int) -> RunSettings:
         "data.dataset": "docstrings", "data.tokens": size.collect_tokens, "data.context_length": CONTEXT,
         "sampling.explain_activating": size.explain_activating, "sampling.explain_random": size.explain_random,
         "sampling.score_activating": size.score_windows, "sampling.score_random": size.score_windows,
-        "sampling.prompts": size.prompts, "explain.explainer": "tokens",
+        "sampling.prompts": size.prompts, "sampling.prompt_tokens": size.prompt_tokens, "explain.explainer": "tokens",
         "score.options": {
             "surprisal": {"windows": size.surprisal_windows},
             "embedding": {"windows": size.score_windows},
@@ -80,7 +82,7 @@ def demo(out: Path, size: Size, reporter: Reporter, *, seed: int = 0, fresh: boo
             architecture="topk", expansion=size.expansion, k=size.k, hookpoint=HOOKPOINT,
             data=DataSettings(dataset="docstrings", tokens=size.train_tokens, context_length=CONTEXT),
             train=TrainConfig(
-                seed=seed, epochs=size.epochs, dead_after=size.dead_after, batch_size=size.batch_size
+                seed=seed, epochs=size.epochs, checkpoint_every=size.checkpoint_every, dead_after=size.dead_after, batch_size=size.batch_size
             ),
         )  # fmt: skip
         train(subject, recipe, out / "sae", out / "work", reporter)

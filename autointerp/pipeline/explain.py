@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from types import ModuleType
 from typing import Any
+
+import numpy as np
 
 from autointerp.engine.drive import Finished, Router, drive_all
 from autointerp.engine.ledger import Ledger, work_key
 from autointerp.errors import UserError
 from autointerp.explain._proposal import Background, Proposal
 from autointerp.pipeline.clients import chat_client, embedder
-from autointerp.pipeline.latents import choose, states, write_latents
+from autointerp.pipeline.latents import choose, parse, states, write_latents
 from autointerp.pipeline.rows import failure_rows, usage_rows
 from autointerp.pipeline.session import Session
 from autointerp.registries import EXPLAINERS
@@ -26,13 +29,7 @@ STAGE = "explain"
 
 def explain(session: Session, *, retry_failed: bool = False) -> list[int]:
     """Explain the chosen latents; returns them. Finished ones are not asked again."""
-    settings = session.settings
-    try:
-        explainer = EXPLAINERS[settings.explain.explainer]
-    except UnknownName as error:
-        raise UserError(str(error)) from error
-    router = Router(_clients(explainer.NEEDS, session))
-    router.require(explainer.NEEDS, f"explainer '{explainer.NAME}'")
+    explainer, router = prepare(session)
     state, counts = states(session)
     write_latents(session, state, counts)
     latents = choose(session, state)
@@ -79,6 +76,24 @@ def explain(session: Session, *, retry_failed: bool = False) -> list[int]:
             ledger.flush()
     session.run.select(STAGE, list(keys.values()))
     return latents
+
+
+def prepare(session: Session) -> tuple[ModuleType, Router]:
+    """The explainer and who answers it; finds out whether they, and the latents asked for, can be.
+
+    Raises:
+        UserError: an unknown name, no model, no key, or a selection that cannot be read.
+    """
+    settings = session.settings
+    try:
+        explainer = EXPLAINERS[settings.explain.explainer]
+    except UnknownName as error:
+        raise UserError(str(error)) from error
+    if settings.latents:
+        parse(settings.latents, np.arange(0), session.sae.n_latents, settings.seed)
+    router = Router(_clients(explainer.NEEDS, session))
+    router.require(explainer.NEEDS, f"explainer '{explainer.NAME}'")
+    return explainer, router
 
 
 async def _drive(units: Iterator[tuple[str, Any]], router: Router, on_done: Any) -> None:

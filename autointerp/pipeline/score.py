@@ -28,17 +28,27 @@ CONTROL = "shuffled_explanation"
 
 def score(session: Session, *, retry_failed: bool = False) -> None:
     """Score the run's explanations with every method asked for. Finished units are not scored again."""
-    explanations = session.run.rows("explain", "explanations")
-    if explanations.empty:
-        raise UserError(
-            f"no explanations in '{session.run.folder}': make them with `autointerp explain --sae PATH --out "
-            f"{session.run.folder}`"
-        )
+    scorers, explanations = prepare(session)
+    for scorer in scorers:
+        _score_with(scorer, session, explanations, retry_failed)
+
+
+def prepare(session: Session) -> tuple[list[ModuleType], pd.DataFrame]:
+    """The scorers, and what they grade; finds out whether both can be.
+
+    Raises:
+        UserError: an unknown scorer or option, or nothing to score.
+    """
     scorers = [_scorer(name) for name in dict.fromkeys(session.settings.score.methods)]
     for scorer in scorers:
         _config(scorer, session)
-    for scorer in scorers:
-        _score_with(scorer, session, explanations, retry_failed)
+    explanations = session.run.rows("explain", "explanations")
+    if explanations.empty:
+        raise UserError(
+            f"no explanations in '{session.run.folder}': make them with `autointerp explain --sae "
+            f"{session.settings.sae} --out {session.run.folder}`"
+        )
+    return scorers, explanations
 
 
 def _scorer(name: str) -> ModuleType:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import sae as sae_package
-from autointerp.collect.activations import collect_store
+from autointerp.collect.activations import collect_store, width_at
 from autointerp.collect.corpus import documents
-from autointerp.collect.tokens import tokenise
+from autointerp.collect.tokens import pack, tokenise
 from autointerp.config import RunSettings
 from autointerp.engine.ledger import Ledger, work_key
 from autointerp.errors import UserError
@@ -37,10 +37,28 @@ class Session:
         return self.run.settings
 
     def check(self) -> None:
-        """Raise what the run would stumble over first: the SAE, the model, the hookpoint, the text."""
+        """Raise what the run would stumble over first, before anything is written.
+
+        Raises:
+            UserError: the SAE, the model, the hookpoint or the text is not there or does not fit.
+        """
         find(self.subject.model, self.hookpoint)
-        if next(documents(self.dataset, seed=self.settings.seed, column=self.settings.data.text_column), None) is None:
-            raise UserError(f"'{self.dataset}' is empty: it holds no text; name another with --dataset")
+        width = width_at(self.subject, self.hookpoint)
+        if width != self.sae.d_in:
+            raise UserError(
+                f"the SAE reads activations of width {self.sae.d_in}, but '{self.hookpoint}' of "
+                f"{self.subject.label} has {width}: wrong --model, --hookpoint or --sae"
+            )
+        if not (self.store_folder / layout.MANIFEST).is_file():
+            data = self.settings.data
+            pack(
+                self.subject,
+                documents(self.dataset, seed=self.settings.seed, column=data.text_column),
+                n_tokens=data.context_length,
+                context_length=data.context_length,
+                skip_first=data.skip_first,
+                source=f"'{self.dataset}'",
+            )
 
     @cached_property
     def sae(self) -> SparseAutoencoder:
@@ -110,10 +128,14 @@ class Session:
             "skip_documents": self.skip_documents,
         }
 
+    @property
+    def store_folder(self) -> Path:
+        return self.run.folder / "store" / self.sae_id
+
     @cached_property
     def store(self) -> LatentStore:
         """The run's store of this SAE, collected first when there is none."""
-        folder = self.run.folder / "store" / self.sae_id
+        folder = self.store_folder
         if (folder / layout.MANIFEST).is_file():
             found = layout.read_manifest(folder)["identity"]
             apart = layout.differences(self.identity, found)

@@ -81,7 +81,8 @@ class SubjectModel:
         pieces: list[str] = []
         start = 0
         for end in range(1, len(tokens) + 1):
-            text = self.tokenizer.decode(list(tokens[start:end]), clean_up_tokenization_spaces=False)
+            anchor, width = self._anchor
+            text = self._decode([*anchor, *tokens[start:end]])[width:]
             if text.endswith("\ufffd") and end < len(tokens) and end - start < 8:
                 pieces.append("")
                 continue
@@ -92,8 +93,19 @@ class SubjectModel:
     def _piece(self, token: int) -> str:
         # One id per call: handing a list of ids to a batch decoder has merged them into one string in some releases.
         if token not in self._pieces:
-            self._pieces[token] = self.tokenizer.decode([token], clean_up_tokenization_spaces=False)
+            # Sentencepiece decoders drop the space of a text's first token, so every token is decoded behind another.
+            anchor, width = self._anchor
+            self._pieces[token] = self._decode([*anchor, token])[width:]
         return self._pieces[token]
+
+    @cached_property
+    def _anchor(self) -> tuple[list[int], int]:
+        ids = self.tokenizer("a", add_special_tokens=False)["input_ids"][:1]
+        return ids, len(self._decode(ids))
+
+    def _decode(self, ids: list[int]) -> str:
+        text: str = self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+        return text
 
 
 def load_subject(name: str, *, device: str = "cpu", dtype: str = "float32") -> SubjectModel:

@@ -1,0 +1,119 @@
+"""The commands on a planted world: what comes out is known beforehand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import planted
+import pyarrow.parquet as pq
+import pytest
+
+import autointerp
+from autointerp.tables.schemas import TABLES
+
+SMALL = (
+    "--tokens", 30_000, "--context-length", 64, "--set", "sampling.explain_activating=12",
+    "--set", "sampling.explain_random=12", "--set", "sampling.score_activating=15", "--set", "sampling.score_random=15",
+    "--set", "sampling.window=16", "--set", "sampling.prompts=4", "--plain",
+)  # fmt: skip
+
+
+@pytest.fixture()
+def explained(world: Any, cli: Callable[..., Any], tmp_path: Path) -> Path:
+    out = tmp_path / "run"
+    ended = cli("explain", "--sae", world.sae, "--client", "fake", "--out", out, *SMALL)
+    assert ended.code == 0, ended.err
+    assert "no latent store for this SAE yet" in ended.err
+    assert f"next: autointerp score --run {out}" in ended.out
+    return out
+
+
+def test_explanations_name_the_planted_words(explained: Path) -> None:
+    table = autointerp.load_explanations(explained)
+    assert dict(zip(table["latent"], table["text"], strict=True)) == {
+        i: f'the word "{word}"' for i, word in enumerate(planted.CONCEPTS)
+    }
+    latents = autointerp.load_latents(explained)
+    assert len(latents) == planted.N_LATENTS
+    assert latents.set_index("latent")["state"].tolist() == ["live"] * 8 + ["dead"] * 8
+    assert latents.loc[latents["state"] == "dead", "max_activation"].isna().all()
+
+
+def test_scores_and_controls(explained: Path, cli: Callable[..., Any]) -> None:
+    ended = cli(
+        "score", "--run", explained, "--method", "detection,surprisal,intervention", "--client", "fake", "--plain",
+        "--set", "score.options={intervention: {target_kl: 0.2, new_tokens: 3}}",
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    scores = autointerp.load_scores(explained)
+    for table, schema in TABLES.items():
+        if (explained / f"{table}.parquet").is_file():
+            assert pq.read_schema(explained / f"{table}.parquet").names == schema.names
+    detection = scores.query("method == 'detection'").pivot_table(index="latent", columns="control", values="value")
+    assert (detection["none"] == 1.0).all()
+    assert (detection["shuffled_explanation"] < 0.6).all()
+    real = scores.query("method == 'detection' and control == 'none'")
+    assert (real["ci_low"] < 1).all()
+    assert (real["ci_high"] == 1).all()
+    assert real["n"].tolist() == [30] * 8
+    steered = scores.query("method == 'intervention' and metric == 'reached_kl' and control == 'none'")
+    converged = scores.query("method == 'intervention' and metric == 'logprob_gain' and status == 'ok'")
+    assert len(steered) == 8
+    assert len(converged), "no intervention reached its target"
+    reached = steered.set_index("latent")["value"].loc[converged["latent"].unique()]
+    assert ((reached - 0.2).abs() <= 0.02 + 1e-9).all()
+    assert (explained / "report" / "index.html").is_file()
+    assert (explained / "prompts" / "detection.v1.jinja").is_file()
+    assert "detection" in ended.out
+    assert "shuffled" in ended.out
+
+
+def test_a_second_run_asks_nothing_and_changes_nothing(world: Any, explained: Path, cli: Callable[..., Any]) -> None:
+    before = pd.read_parquet(explained / "explanations.parquet")
+    ended = cli("explain", "--sae", world.sae, "--client", "fake", "--out", explained, *SMALL)
+    assert ended.code == 0
+    assert "8 of 8 latents are explained already" in ended.err
+    pd.testing.assert_frame_equal(before, pd.read_parquet(explained / "explanations.parquet"))
+
+
+def test_failed_explanations_are_rows_with_a_reason(world: Any, cli: Callable[..., Any], tmp_path: Path) -> None:
+    script = tmp_path / "replies.jsonl"
+    script.write_text('{"failure": "refused", "message": "no"}\n{"text": "not json"}\n' + '{"text": "{\\"explanation\\": \\"x\\"}"}\n' * 6)
+    out = tmp_path / "failing"
+    ended = cli("explain", "--sae", world.sae, "--client", "fake", "--llm", f"script:{script}", "--out", out, *SMALL)
+    assert ended.code == 0, ended.err
+    table = autointerp.load_explanations(out)
+    assert table["status"].tolist() == ["refused", "unparsable", *["ok"] * 6]
+    assert table["text"].isna().sum() == 2
+    failures = autointerp.load_table(out, "failures")
+    assert failures["kind"].tolist() == ["refused"]
+
+    ended = cli("score", "--run", out, "--method", "detection", "--client", "fake", "--plain")
+    assert ended.code == 0, ended.err
+    scores = autointerp.load_scores(out).query("control == 'none'").set_index("latent")
+    assert scores.loc[0, "status"] == "no_explanation"
+    assert pd.isna(scores.loc[0, "value"])
+    assert len(scores) == 8
+
+    ended = cli("explain", "--sae", world.sae, "--client", "fake", "--out", out, *SMALL, "--retry-failed")
+    assert ended.code == 0, ended.err
+    assert autointerp.load_explanations(out)["status"].eq("ok").all()
+
+
+def test_too_many_failures_end_with_4(world: Any, cli: Callable[..., Any], tmp_path: Path) -> None:
+    script = tmp_path / "replies.jsonl"
+    script.write_text('{"failure": "refused", "message": "no"}\n' * 8)
+    out = tmp_path / "all-failed"
+    ended = cli("explain", "--sae", world.sae, "--client", "fake", "--llm", f"script:{script}", "--out", out, *SMALL)
+    assert ended.code == 4
+    assert "100% of the explanations failed" in ended.err
+    assert len(autointerp.load_explanations(out)) == 8
+
+
+def test_other_settings_are_refused_for_the_same_store(world: Any, explained: Path, cli: Callable[..., Any]) -> None:
+    ended = cli("explain", "--sae", world.sae, "--client", "fake", "--out", explained, *SMALL, "--seed", 5)
+    assert ended.code == 2
+    assert "collected with other settings (seed: 0 instead of 5)" in ended.err

@@ -1,0 +1,46 @@
+"""Windows with a known label, and the loop that answers a scorer by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from typing import Any
+
+from prompts.requests import Reply
+from scoring.types import ACTIVATING, RANDOM, Subject, Window
+
+CAT = Subject(7, "cat", "e0")
+DOG = Subject(7, "dog", "e1", "shuffled_explanation")
+
+
+def window(i: int, activating: bool, text: str | None = None, strength: float = 1.0) -> Window:
+    """Window `w<i>`; says `cat` exactly if it is activating, unless a text is given."""
+    said = text if text is not None else f"text {i} about a {'cat' if activating else 'tree'} here"
+    return Window(
+        window_id=f"w{i}",
+        document=i,
+        start=10 * i,
+        kind=ACTIVATING if activating else RANDOM,
+        pieces=("<s>", said),
+        tokens=(1, 100 + i),
+        activations=(0.0, strength if activating else 0.0),
+        quantile=i % 10 if activating else None,
+        text=said,
+    )
+
+
+def windows(n: int, m: int | None = None) -> list[Window]:
+    """`n` activating windows, then `m` others (default: as many)."""
+    others = range(n, n + (n if m is None else m))
+    return [window(i, True, strength=1 + i) for i in range(n)] + [window(i, False) for i in others]
+
+
+def by_hand(asking: Generator[Any, Any, Any], reply: Callable[[Any], Reply]) -> tuple[Any, list[Sequence[Any]]]:
+    """Answer every request with `reply`; the scorer's result, and the requests of each round."""
+    rounds: list[Sequence[Any]] = []
+    try:
+        requests = next(asking)
+        while True:
+            rounds.append(requests)
+            requests = asking.send([reply(request) for request in requests])
+    except StopIteration as stop:
+        return stop.value, rounds
