@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test lint lock venv clean
+.PHONY: demo test lint docs lock venv clean
 
 demo: venv
 	$(BIN)/autointerp demo
@@ -22,6 +22,9 @@ lint: venv
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m prompts.check
+
+docs: venv
+	$(BIN)/python -m autointerp.cli.settings_page
 
 lock: venv
 	$(BIN)/python -m prompts.render

@@ -15,6 +15,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import planted
+from demo_process import finish_demo
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return World(model, corpus, planted.build_sae(folder / "sae", model, corpus))
 
 
-@pytest.fixture()
+@pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
     """The `autointerp` command, run in this process: exit code and what it printed."""
     from autointerp.cli import main
@@ -54,3 +55,13 @@ def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> C
         return Ended(code if isinstance(code, int) else 0 if code is None else 1, captured.out, captured.err)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def small_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder of the demo at reduced size, on the real subject model. Nobody may change it."""
+    out = tmp_path_factory.mktemp("small") / "demo"
+    printed = finish_demo(out)
+    assert "explanations against their shuffled control" in printed
+    assert "left" in printed or "done" in printed
+    return out

@@ -1,4 +1,4 @@
-"""A client without a model: deterministic, offline, and good enough to run the whole program on.
+"""A client without a model: deterministic and offline, for tests and for trying things.
 
 It reads the prompts as the templates write them (`detection.v1.jinja`, `explain_default.v1.jinja`) and answers
 by matching words. It knows no network and no clock. What it says is no evidence about any latent.

@@ -1,4 +1,4 @@
-"""In-process transformers: exact teacher-forced likelihoods. The embedded default.
+"""In-process transformers: exact teacher-forced likelihoods.
 
 Requests that share a prompt share its prefill: prompts are run once, left-padded, and their keys and
 values copied to each text scored after them. Nothing written for one text is ever read by another.

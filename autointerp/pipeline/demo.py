@@ -82,7 +82,8 @@ def demo(out: Path, size: Size, reporter: Reporter, *, seed: int = 0, fresh: boo
             architecture="topk", expansion=size.expansion, k=size.k, hookpoint=HOOKPOINT,
             data=DataSettings(dataset="docstrings", tokens=size.train_tokens, context_length=CONTEXT),
             train=TrainConfig(
-                seed=seed, epochs=size.epochs, checkpoint_every=size.checkpoint_every, dead_after=size.dead_after, batch_size=size.batch_size
+                seed=seed, epochs=size.epochs, batch_size=size.batch_size, dead_after=size.dead_after,
+                checkpoint_every=size.checkpoint_every,
             ),
         )  # fmt: skip
         train(subject, recipe, out / "sae", out / "work", reporter)

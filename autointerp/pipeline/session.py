@@ -53,7 +53,7 @@ class Session:
             data = self.settings.data
             pack(
                 self.subject,
-                documents(self.dataset, seed=self.settings.seed, column=data.text_column),
+                documents(self.dataset, seed=self.corpus_seed, column=data.text_column),
                 n_tokens=data.context_length,
                 context_length=data.context_length,
                 skip_first=data.skip_first,
@@ -101,6 +101,14 @@ class Session:
         trained = metadata.extra.get("n_documents", 0) if metadata.dataset == self.dataset else 0
         return int(trained)
 
+    @property
+    def corpus_seed(self) -> int:
+        """Seed of the documents' order: the SAE's own where it was trained on them, so that those can be left out."""
+        metadata = self.sae.metadata
+        if metadata.seed is not None and metadata.dataset == self.dataset:
+            return metadata.seed
+        return self.settings.seed
+
     @cached_property
     def dataset(self) -> str:
         name = self.settings.data.dataset or self.sae.metadata.dataset
@@ -121,7 +129,7 @@ class Session:
             "dataset": self.dataset,
             "dataset_sha": _dataset_sha(self.dataset),
             "text_column": data.text_column,
-            "seed": self.settings.seed,
+            "corpus_seed": self.corpus_seed,
             "tokens": data.tokens,
             "context_length": data.context_length,
             "skip_first": data.skip_first,
@@ -154,7 +162,7 @@ class Session:
         else:
             self.reporter.say(f"no latent store for this SAE yet: collecting activations of {self.dataset} first")
         data = self.settings.data.model_copy(update={"dataset": self.dataset})
-        blocks = tokenise(self.subject, data, folder, seed=self.settings.seed, skip_documents=self.skip_documents)
+        blocks = tokenise(self.subject, data, folder, seed=self.corpus_seed, skip_documents=self.skip_documents)
 
         began = time.perf_counter()
         with self.reporter.stage("collect", blocks.n_counted, "tokens") as stage:

@@ -12,7 +12,7 @@ import pytest
 import sae
 
 
-@pytest.fixture()
+@pytest.fixture
 def refuse(cli: Callable[..., Any], tmp_path: Path) -> Callable[..., str]:
     """Run a command that has to fail; returns its one line."""
 

@@ -21,7 +21,7 @@ SMALL = (
 )  # fmt: skip
 
 
-@pytest.fixture()
+@pytest.fixture
 def explained(world: Any, cli: Callable[..., Any], tmp_path: Path) -> Path:
     out = tmp_path / "run"
     ended = cli("explain", "--sae", world.sae, "--client", "fake", "--out", out, *SMALL)
@@ -81,7 +81,10 @@ def test_a_second_run_asks_nothing_and_changes_nothing(world: Any, explained: Pa
 
 def test_failed_explanations_are_rows_with_a_reason(world: Any, cli: Callable[..., Any], tmp_path: Path) -> None:
     script = tmp_path / "replies.jsonl"
-    script.write_text('{"failure": "refused", "message": "no"}\n{"text": "not json"}\n' + '{"text": "{\\"explanation\\": \\"x\\"}"}\n' * 6)
+    script.write_text(
+        '{"failure": "refused", "message": "no"}\n{"text": "not json"}\n'
+        + '{"text": "{\\"explanation\\": \\"x\\"}"}\n' * 6
+    )
     out = tmp_path / "failing"
     ended = cli("explain", "--sae", world.sae, "--client", "fake", "--llm", f"script:{script}", "--out", out, *SMALL)
     assert ended.code == 0, ended.err
@@ -116,4 +119,4 @@ def test_too_many_failures_end_with_4(world: Any, cli: Callable[..., Any], tmp_p
 def test_other_settings_are_refused_for_the_same_store(world: Any, explained: Path, cli: Callable[..., Any]) -> None:
     ended = cli("explain", "--sae", world.sae, "--client", "fake", "--out", explained, *SMALL, "--seed", 5)
     assert ended.code == 2
-    assert "collected with other settings (seed: 0 instead of 5)" in ended.err
+    assert "collected with other settings (corpus_seed: 0 instead of 5)" in ended.err

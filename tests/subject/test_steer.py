@@ -1,0 +1,145 @@
+"""Splice, strength search and likelihoods against plain forward passes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import planted
+import pytest
+import torch
+
+import sae
+from autointerp.clients.hf import HFClient
+from autointerp.subject.hookpoints import editing
+from autointerp.subject.load import SubjectModel, load_subject
+from autointerp.subject.splice import Splice
+from autointerp.subject.steer import SteerClient
+from prompts.requests import Failure, Likelihood, LikelihoodReply, Steer, SteerReply
+
+
+@pytest.fixture(scope="module")
+def subject(world: Any) -> SubjectModel:
+    return load_subject(str(world.model))
+
+
+@pytest.fixture(scope="module")
+def dictionary(world: Any) -> sae.SparseAutoencoder:
+    return sae.load(world.sae)
+
+
+def ids(subject: SubjectModel, text: str) -> tuple[int, ...]:
+    return tuple(subject.tokenizer(text)["input_ids"])
+
+
+PROMPTS = ["the river", "it was on the apple", "a doctor had not but this is an music", "they and we"]
+
+
+def test_identity_splice_is_exact_and_rows_are_independent(dictionary: sae.SparseAutoencoder) -> None:
+    x = torch.randn(3, 5, planted.WIDTH)
+    x[0, 0, 0] = -0.0
+    splice = Splice(dictionary, torch.tensor([0, 1, 2]), torch.tensor([0.0, 2.0, 0.0]))
+    out = splice(x)
+    assert torch.equal(out[0], x[0])
+    assert torch.signbit(out[0, 0, 0])
+    assert torch.equal(out[2], x[2])
+    torch.testing.assert_close(out[1] - x[1], 2 * dictionary.W_dec[1].detach().expand(5, -1))
+
+
+def plain_kl(
+    subject: SubjectModel,
+    dictionary: sae.SparseAutoencoder,
+    latent: int,
+    strength: float,
+    prompts: list[tuple[int, ...]],
+) -> float:
+    """KL at the last position, one prompt at a time, without padding, cache or batch."""
+    total = 0.0
+    for prompt in prompts:
+        tokens = torch.tensor([prompt])
+
+        def edit(x: torch.Tensor) -> torch.Tensor:
+            out = x.clone()
+            out[:, -1] += strength * dictionary.W_dec[latent].detach()
+            return out
+
+        with torch.no_grad():
+            clean = subject.model(tokens).logits[0, -1].log_softmax(-1)
+            with editing(subject.model, planted.HOOKPOINT, edit):
+                steered = subject.model(tokens).logits[0, -1].log_softmax(-1)
+        total += float((steered.exp() * (steered - clean)).sum())
+    return total / len(prompts)
+
+
+@pytest.mark.parametrize("target", [0.05, 0.2])
+def test_the_reached_kl_is_the_target_and_is_true(
+    subject: SubjectModel, dictionary: sae.SparseAutoencoder, target: float
+) -> None:
+    prompts = [ids(subject, text) for text in PROMPTS]
+    request = Steer(latent=1, prompts=tuple(prompts), target_kl=target, max_new_tokens=3, seed=0)
+    reply = SteerClient(subject, dictionary, planted.HOOKPOINT).steer(request)
+    assert isinstance(reply, SteerReply)
+    assert reply.converged
+    assert abs(reply.reached_kl - target) <= 0.1 * target
+    assert plain_kl(subject, dictionary, 1, reply.strength, prompts) == pytest.approx(reply.reached_kl, rel=1e-3)
+    assert reply.prompt_texts == tuple(PROMPTS)
+
+
+def test_zero_strength_leaves_the_continuation_alone(subject: SubjectModel, dictionary: sae.SparseAutoencoder) -> None:
+    request = Steer(latent=1, prompts=(ids(subject, PROMPTS[1]),), target_kl=1.0, max_new_tokens=6, seed=5)
+    client = SteerClient(subject, dictionary, planted.HOOKPOINT)
+    from autointerp.subject.steer import _Run
+
+    with torch.inference_mode():
+        clean, same = _Run(client, request).generate(0.0)
+        _, moved = _Run(client, request).generate(200.0)
+    assert clean == same
+    assert moved != same
+
+
+def test_an_unreachable_target_is_said_not_scored(subject: SubjectModel, dictionary: sae.SparseAutoencoder) -> None:
+    request = Steer(latent=1, prompts=(ids(subject, PROMPTS[1]),), target_kl=1e6, max_new_tokens=1, seed=0)
+    reply = SteerClient(subject, dictionary, planted.HOOKPOINT).steer(request)
+    assert isinstance(reply, SteerReply)
+    assert not reply.converged
+    assert reply.reached_kl < 1e6
+
+
+def test_a_prompt_of_one_token_fails(subject: SubjectModel, dictionary: sae.SparseAutoencoder) -> None:
+    request = Steer(latent=1, prompts=((3,),), target_kl=1.0, max_new_tokens=1, seed=0)
+    assert isinstance(SteerClient(subject, dictionary, planted.HOOKPOINT).steer(request), Failure)
+
+
+def plain_logprobs(subject: SubjectModel, prompt: str, text: str) -> list[float]:
+    head, tail = ids(subject, prompt), ids(subject, text)
+    with torch.no_grad():
+        logprobs = subject.model(torch.tensor([[*head, *tail]])).logits[0].log_softmax(-1)
+    return [float(logprobs[len(head) + i - 1, token]) for i, token in enumerate(tail)]
+
+
+def test_likelihoods_equal_plain_forward_passes_whatever_the_batch(subject: SubjectModel) -> None:
+    prompts = ["the apple is", "on", "they had seven of it and a river that was by the silver"]
+    texts = ["river", "the python is in winter", "music of a doctor at this"]
+    requests = [Likelihood(prompt, text) for prompt in prompts for text in texts]
+    client = HFClient(subject)
+    together = client.likelihoods(requests)
+    for request, reply in zip(requests, together, strict=True):
+        assert isinstance(reply, LikelihoodReply)
+        assert reply.token_logprobs == pytest.approx(plain_logprobs(subject, request.prompt, request.text), abs=1e-4)
+    for request, reply in zip(reversed(requests), reversed(together), strict=True):
+        (alone,) = client.likelihoods([request])
+        assert isinstance(alone, LikelihoodReply)
+        assert isinstance(reply, LikelihoodReply)
+        assert alone.logprob == pytest.approx(reply.logprob, abs=1e-4)
+
+
+def test_likelihoods_that_cannot_be(subject: SubjectModel) -> None:
+    empty, long = HFClient(subject).likelihoods([Likelihood("the", ""), Likelihood("the", "apple " * 300)])
+    assert isinstance(empty, Failure)
+    assert empty.kind == "empty"
+    assert isinstance(long, Failure)
+    assert long.kind == "context_overflow"
+
+
+def test_pieces_join_to_the_text(subject: SubjectModel) -> None:
+    tokens = ids(subject, "the apple is on a river")
+    assert subject.pieces(tokens) == (" the", " apple", " is", " on", " a", " river")
