@@ -27,17 +27,17 @@ from sae.trainer import TrainConfig
 class Size:
     """How much of everything. `SMALL` runs the same code on the same model in about a minute, for tests."""
 
-    train_tokens: int = 160_000
+    train_tokens: int = 153_000
     epochs: int = 6
     expansion: int = 8
     k: int = 32
-    collect_tokens: int = 160_000
+    collect_tokens: int = 153_000
     latents: int = 32
     explain_activating: int = 120
     explain_random: int = 200
     score_windows: int = 50
-    surprisal_windows: int = 15
-    prompts: int = 10
+    surprisal_windows: int = 12
+    prompts: int = 8
     prompt_tokens: int = 32
     dead_after: int = 100_000
     batch_size: int = 1024

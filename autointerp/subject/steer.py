@@ -83,7 +83,15 @@ class _Run:
         self.cache, _ = prefill(subject, tokens, self.mask)
         self.last = torch.tensor([prompt[-1] for prompt in request.prompts], device=subject.device)
         self.lengths = self.mask.sum(dim=1)
-        self.clean_logprobs = self._next(0.0).log_softmax(dim=-1)
+        norms: list[Tensor] = []
+
+        def measure(x: Tensor) -> Tensor:
+            norms.append(x[:, -1].float().norm(dim=-1))
+            return x
+
+        with editing(subject.model, client.hookpoint, measure):
+            self.clean_logprobs = self._next(0.0).log_softmax(dim=-1)
+        self.scale = max(float(norms[0].mean()), 1e-6)
 
     def _forward(self, cache: Any, tokens: Tensor, mask: Tensor, places: Tensor, strengths: Tensor) -> Tensor:
         client = self.client
@@ -109,30 +117,22 @@ class _Run:
         return float((steered.exp() * (steered - self.clean_logprobs)).sum(dim=-1).mean())
 
     def find_strength(self) -> Found:
-        """Bracket the target by doubling, then bisect on the logarithm of the strength."""
+        """Search the strength, starting at the activations' own norm; see `next_strength`."""
         target, tolerance = self.request.target_kl, self.request.tolerance
         best = Found(0.0, 0.0, False)
-        low, high = 0.0, math.inf
-        strength = 8.0
-        for _ in range(MAX_TRIES):
+        low: tuple[float, float] | None = None
+        high: tuple[float, float] | None = None
+        strength = self.scale
+        for attempt in range(MAX_TRIES):
             reached = self.kl(strength)
-            if not math.isfinite(reached):
-                high = strength
-            else:
-                if abs(reached - target) < abs(best.kl - target):
-                    best = Found(strength, reached, abs(reached - target) <= tolerance * target)
-                if best.converged:
-                    return best
-                if reached < target:
-                    low = strength
-                else:
-                    high = strength
-            if high == math.inf:
-                strength *= 2
-            elif low == 0.0:
-                strength /= 2
-            else:
-                strength = math.sqrt(low * high)
+            if math.isfinite(reached) and abs(reached - target) < abs(best.kl - target):
+                best = Found(strength, reached, abs(reached - target) <= tolerance * target)
+            if best.converged:
+                break
+            # A KL that overflowed lies beyond the target, however far.
+            tried = (strength, reached if math.isfinite(reached) else 1e6 * target)
+            low, high = (tried, high) if tried[1] < target else (low, tried)
+            strength = next_strength(low, high, target, bisect=attempt >= MAX_TRIES // 2)
         return best
 
     def generate(self, strength: float) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -161,3 +161,23 @@ class _Run:
                     chosen[row].append(token)
         texts = [subject.tokenizer.decode(ids, clean_up_tokenization_spaces=False) for ids in chosen]
         return tuple(texts[:n]), tuple(texts[n:])
+
+
+def next_strength(
+    low: tuple[float, float] | None, high: tuple[float, float] | None, target: float, *, bisect: bool
+) -> float:
+    """The strength to try next, from the nearest tries below and above the target as (strength, KL).
+
+    A small edit's KL grows with the square of its size, so outside a bracket the step follows that law, by
+    a factor of 8 at most; inside, KL is taken as a power of the strength between both ends. `bisect` halves
+    the bracket on the logarithm instead, which no shape of the curve can defeat.
+    """
+    if low is None or high is None:
+        strength, reached = low or high or (1.0, target)
+        step = math.sqrt(target / max(reached, 1e-12)) * (1.05 if high is None else 0.95)
+        return strength * min(8.0, max(1 / 8, step))
+    below, above = math.log(low[0]), math.log(high[0])
+    share = 0.5
+    if not bisect and low[1] > 0:
+        share = math.log(target / low[1]) / math.log(high[1] / low[1])
+    return math.exp(below + (above - below) * min(0.9, max(0.1, share)))

@@ -23,9 +23,9 @@ from sae.errors import Diverged
 from sae.metrics import Reconstruction
 from sae.trainer import Progress
 
-SHAPE = Config(d_in=32, n_latents=64, k=3)
+SHAPE = Config(d_in=32, n_latents=128, k=3)
 TRAIN = TrainConfig(
-    batch_size=256, epochs=10, warmup_steps=10, dead_after=2048, checkpoint_every=20, log_every=3, seed=5
+    batch_size=256, epochs=10, warmup_steps=10, dead_after=512, checkpoint_every=20, log_every=3, seed=5
 )
 # What the killed process runs: the same data and settings, slowed down at every line of the log.
 CHILD = """
@@ -86,6 +86,9 @@ def kill_in_training(folder: Path) -> int:
 def test_a_killed_run_resumes_bit_for_bit(tmp_path: Path) -> None:
     last = kill_in_training(tmp_path / "killed")
     assert 27 <= last < 80, "killed in mid-training"
+    assert all(line["auxk"] > 0 for line in log(tmp_path / "killed")[5:]), (
+        "with dead latents, whose counters have to survive"
+    )
     with (tmp_path / "killed" / "metrics.jsonl").open("a") as file:
         file.write('{"step": ')  # what a crash of the machine may leave
     seen: list[Progress] = []
@@ -121,7 +124,7 @@ def test_the_loss_falls_and_the_scale_is_folded(tmp_path: Path) -> None:
     measured = Reconstruction(model)
     measured.add(torch.from_numpy(x))
     assert measured.figures()["fvu"] < 0.2
-    assert torch.allclose(model.W_dec.norm(dim=1), torch.ones(64), atol=1e-5)
+    assert torch.allclose(model.W_dec.norm(dim=1), torch.ones(128), atol=1e-5)
     recorded = model.metadata.normalization
     assert recorded is not None and recorded["kind"] == "expected_average" and recorded["folded"] is True
     assert recorded["scale"] == pytest.approx(np.sqrt(32) / np.linalg.norm(x, axis=1).mean(), rel=1e-5)
@@ -145,7 +148,7 @@ def test_batches_of_an_epoch_cover_the_rows_once() -> None:
         (SHAPE, replace(TRAIN, seed=6), 2148),
         (SHAPE, replace(TRAIN, epochs=11), 2148),
         (replace(SHAPE, k=4), TRAIN, 2148),
-        (replace(SHAPE, n_latents=128), TRAIN, 2148),
+        (replace(SHAPE, n_latents=64), TRAIN, 2148),
         (SHAPE, TRAIN, 2100),
     ],
 )
