@@ -5,6 +5,7 @@ Each field's docstring serves `--help` and the docs alike. API keys are never se
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -79,6 +80,8 @@ class ExplainSettings(Section):
     """OpenAI-compatible server, e.g. http://127.0.0.1:8000/v1."""
     max_concurrency: int = Field(16, ge=1)
     """Requests in flight at a server."""
+    options: dict[str, Any] = {}
+    """Options of the explainer, e.g. {longest: 3} for `tokens`."""
 
 
 class ScoreSettings(Section):
@@ -135,7 +138,7 @@ def resolve(
         UserError: a name is unknown or a value does not fit; one line that says where.
     """
     merged: dict[str, Any] = {}
-    for name, value in (base or {}).items():
+    for name, value in copy.deepcopy(dict(base or {})).items():
         _put(merged, name, value)
     if config is not None:
         _merge(merged, _yaml_file(config))

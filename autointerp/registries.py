@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from sae.registry import Registry
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+from autointerp.errors import UserError
+from sae.registry import Registry, UnknownName
 
 SAES = Registry("SAE architecture", "sae.architectures", "autointerp.saes")
 SCORERS = Registry(
@@ -10,3 +15,20 @@ SCORERS = Registry(
 )  # fmt: skip
 EXPLAINERS = Registry("explainer", "autointerp.explain", "autointerp.explainers")
 CLIENTS = Registry("client", "autointerp.clients", "autointerp.clients", exclude=frozenset({"fake_server"}))
+
+
+def member(registry: Registry, name: str) -> ModuleType:
+    """A registered module; an unknown name is the user's to mend."""
+    try:
+        return registry[name]
+    except UnknownName as error:
+        raise UserError(str(error)) from error
+
+
+def configured(module: ModuleType, options: Mapping[str, Any], where: str) -> Any:
+    """The module's `Config` with these options; `where` is the setting they stand in."""
+    try:
+        return module.Config(**options)
+    except TypeError as error:
+        known = ", ".join(module.Config.__dataclass_fields__)
+        raise UserError(f"config error at {where}: {error} (known: {known})") from error

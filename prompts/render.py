@@ -41,7 +41,7 @@ def source(name: str) -> str:
     path = FOLDER / f"{name}.jinja"
     if not path.is_file():
         raise LookupError(f"no prompt template '{name}' (known: {', '.join(names())})")
-    return path.read_text(encoding="utf-8")
+    return path.read_bytes().decode("utf-8")
 
 
 @cache
@@ -64,7 +64,7 @@ def _sections(name: str) -> tuple[tuple[Role | None, jinja2.Template], ...]:
 
 def text(name: str, **values: Any) -> str:
     """A plain prompt."""
-    ((role, template),) = _sections(name)
+    (role, template), *_ = _sections(name)
     if role is not None:
         raise ValueError(f"template '{name}' is a conversation; use messages()")
     return template.render(**values)

@@ -23,6 +23,8 @@ from sae.base import SparseAutoencoder
 from sae.errors import Diverged, SAEError
 from sae.training import StepResult, normalise_decoder, project_gradient
 
+LARGEST_LOSS = 1e4
+
 
 class Trainable(Protocol):
     """What an architecture needs beyond inference to be trained here."""
@@ -159,9 +161,9 @@ class Trainer:
 
     def _report(self, result: StepResult) -> Progress:
         loss = float(result.loss)
-        if not math.isfinite(loss):
-            where = f"the last good checkpoint is in {self.folder}" if self.folder else "nothing was kept"
-            raise Diverged(f"the loss is {loss} at step {self.step_done}; {where}; try a lower learning rate")
+        # An SAE that says nothing has a loss of 1; far beyond that no step leads back.
+        if not loss < LARGEST_LOSS:
+            raise Diverged(f"the loss is {loss:.3g} at step {self.step_done}; {self._advice()}")
         progress = Progress(
             step=self.step_done,
             n_steps=self.n_steps,
@@ -175,6 +177,11 @@ class Trainer:
                 file.write(json.dumps(line) + "\n")
         return progress
 
+    def _advice(self) -> str:
+        kept = self.folder is not None and (self.folder / "checkpoint.safetensors").is_file()
+        where = f"the last good checkpoint is in {self.folder}" if kept else "no checkpoint was kept"
+        return f"{where}; try a lower learning rate"
+
     def _lr(self) -> float:
         return float(self.optimiser.param_groups[0]["lr"])
 
@@ -185,11 +192,14 @@ class Trainer:
             "sae": self.model.config_dict(),
             "train": asdict(self.config),
             "n_rows": len(self.activations),
+            "scale": self.scale,
         }
 
     def _checkpoint(self) -> None:
         if not self.folder:
             return
+        if not all(bool(torch.isfinite(parameter).all()) for parameter in self.model.parameters()):
+            raise Diverged(f"a weight is not finite after step {self.step_done}; {self._advice()}")
         tensors = {f"model.{name}": p.detach().contiguous() for name, p in self.model.named_parameters()}
         for name, parameter in self.model.named_parameters():
             for key, value in self.optimiser.state[parameter].items():

@@ -62,7 +62,7 @@ def parse(text: str, n: int) -> list[bool] | None:
     """`n` answers from a reply, None where it is anything else."""
     try:
         value: Any = json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return None
     answers = value.get("answers") if isinstance(value, dict) else None
     if (

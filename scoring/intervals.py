@@ -33,8 +33,8 @@ def auroc_interval(value: float, n_positive: int, n_negative: int) -> tuple[floa
         return z * math.sqrt(theta * (1 - theta) * spread / (n_positive * n_negative))
 
     edge = 1e-12
-    low = 0.0 if value <= edge else _root(lambda t: value - t - distance(t), edge, value)
-    high = 1.0 if value >= 1 - edge else _root(lambda t: t - value - distance(t), value, 1 - edge)
+    low = 0.0 if value <= edge else _root(lambda t: value - t - distance(t), edge, min(max(value, edge), 1 - edge))
+    high = 1.0 if value >= 1 - edge else _root(lambda t: t - value - distance(t), max(value, edge), 1 - edge)
     return low, high
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from prompts.requests import Reply, fingerprint
@@ -22,7 +23,11 @@ def evenly(windows: Sequence[Window], n: int) -> list[Window]:
 
 
 def judged_by_value(windows: Sequence[Window], values: Sequence[float | None], replies: Sequence[Reply]) -> Outcome:
-    """One number per window, None where its answer failed; AUROC of activating against other windows."""
+    """One number per window, None where its answer failed; AUROC of activating against other windows.
+
+    A number that is not finite is a failed answer too.
+    """
+    values = [value if value is not None and math.isfinite(value) else None for value in values]
     judgements = [
         Judgement(
             window_id=window.window_id,

@@ -47,9 +47,10 @@ def explain(
     context_length: options.ContextLength = None, latents: options.Latents = None, limit: options.Limit = None,
     explainer: options.Explainer = None, client: options.Client = None, llm: options.Llm = None,
     base_url: options.BaseUrl = None, max_concurrency: options.MaxConcurrency = None,
-    embedder: options.Embedder = None, out: options.Out = None, seed: options.Seed = None,
-    device: options.Device = None, dtype: options.Dtype = None, config: options.Config = None, sets: options.Set = None,
-    fresh: options.Fresh = False, retry_failed: options.RetryFailed = False, quiet: options.Quiet = False,
+    embedder: options.Embedder = None, max_failed: options.MaxFailed = None, out: options.Out = None,
+    seed: options.Seed = None, device: options.Device = None, dtype: options.Dtype = None,
+    config: options.Config = None, sets: options.Set = None, fresh: options.Fresh = False,
+    retry_failed: options.RetryFailed = False, quiet: options.Quiet = False,
     plain: options.Plain = False,
 ) -> None:  # fmt: skip
     """Explain latents of an SAE. Collects its activations first when there is no store of them yet.
@@ -62,7 +63,8 @@ def explain(
         "data.text_column": text_column, "data.tokens": tokens, "data.context_length": context_length,
         "latents": latents, "limit": limit, "explain.explainer": explainer, "explain.client": client,
         "explain.llm": llm, "explain.base_url": base_url, "explain.max_concurrency": max_concurrency,
-        "score.embedder": embedder, "out": out, "seed": seed, "subject.device": device, "subject.dtype": dtype,
+        "score.embedder": embedder, "max_failed": max_failed, "out": out, "seed": seed,
+        "subject.device": device, "subject.dtype": dtype,
     }  # fmt: skip
     from autointerp.pipeline.explain import explain as explain_stage
     from autointerp.pipeline.explain import prepare
@@ -87,9 +89,9 @@ def score(
     ] = None,
     sae: options.Sae = None, client: options.Client = None, scorer_llm: options.ScorerLlm = None,
     base_url: options.BaseUrl = None, max_concurrency: options.MaxConcurrency = None,
-    embedder: options.Embedder = None, out: options.Out = None, device: options.Device = None,
-    config: options.Config = None, sets: options.Set = None, retry_failed: options.RetryFailed = False,
-    quiet: options.Quiet = False, plain: options.Plain = False,
+    embedder: options.Embedder = None, max_failed: options.MaxFailed = None, out: options.Out = None,
+    device: options.Device = None, config: options.Config = None, sets: options.Set = None,
+    retry_failed: options.RetryFailed = False, quiet: options.Quiet = False, plain: options.Plain = False,
 ) -> None:  # fmt: skip
     """Score the explanations of a run, each next to its control: the explanation of another latent.
 
@@ -99,7 +101,7 @@ def score(
     flags = {
         "out": run or out, "sae": sae, "score.methods": method.split(",") if method else None, "score.client": client,
         "score.llm": scorer_llm, "score.base_url": base_url, "score.max_concurrency": max_concurrency,
-        "score.embedder": embedder, "subject.device": device,
+        "score.embedder": embedder, "max_failed": max_failed, "subject.device": device,
     }  # fmt: skip
     earlier = _earlier(run, out, sae)
     from autointerp.pipeline.score import prepare
@@ -136,6 +138,8 @@ def _earlier(run: str | None, out: str | None, sae: str | None) -> dict[str, Any
             f"`autointerp explain --sae {sae or 'PATH'} --out {folder}`"
         )
     settings: dict[str, Any] = yaml.safe_load(path.read_text())
+    # How it was scored before is no default for how it is scored now.
+    settings.pop("score", None)
     return settings
 
 

@@ -34,6 +34,9 @@ ScorerLlm = Annotated[str | None, typer.Option(help="Model that judges: a chat m
 BaseUrl = Annotated[str | None, typer.Option(help="OpenAI-compatible server, e.g. http://127.0.0.1:8000/v1.")]
 Embedder = Annotated[str | None, typer.Option(help="Sentence encoder: a folder or a hub id.")]
 MaxConcurrency = Annotated[int | None, typer.Option(help="Requests in flight at a server.")]
+MaxFailed = Annotated[
+    float | None, typer.Option(help="End with code 4 when a larger share of the answers failed (0 to 1).")
+]
 Config = Annotated[Path | None, typer.Option(help="YAML file with settings; flags go before it.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="One setting, as name=value, e.g. sampling.window=64.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Redo everything in the run folder.")]

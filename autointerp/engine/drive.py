@@ -45,6 +45,8 @@ class Router:
     def __init__(self, clients: Iterable[Client]) -> None:
         self.clients = list(clients)
         self._of: dict[type, Client] = {}
+        # Units may be many in flight for the sake of a server, while a model in this process takes one at a time.
+        self._gates = {id(client): asyncio.Semaphore(client.concurrency) for client in self.clients}
         for client in self.clients:
             for kind in client.supports:
                 self._of.setdefault(kind, client)
@@ -77,8 +79,9 @@ class Router:
             mine = places.get(id(client), [])
             if not mine:
                 continue
-            began = time.perf_counter()
-            answers = await client.answer([requests[i] for i in mine])
+            async with self._gates[id(client)]:
+                began = time.perf_counter()
+                answers = await client.answer([requests[i] for i in mine])
             spent = finished.spent[client.model]
             spent.seconds += time.perf_counter() - began
             spent.calls += len(mine)

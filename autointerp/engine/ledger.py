@@ -35,9 +35,10 @@ class Ledger:
         self.folder = run / "done" / stage
         self.folder.mkdir(parents=True, exist_ok=True)
         self.where: dict[str, str] = {}
-        for marker in sorted(self.folder.glob("*.json")):
-            for key in json.loads(marker.read_text())["keys"]:
-                self.where.setdefault(key, marker.stem)
+        markers = {path.stem: json.loads(path.read_text()) for path in self.folder.glob("*.json")}
+        # A unit that was done again counts as it was done last.
+        for part in sorted(markers, key=lambda part: (markers[part].get("at", 0), part)):
+            self.where.update(dict.fromkeys(markers[part]["keys"], part))
         self._keys: list[str] = []
         self._rows: Rows = defaultdict(list)
         self._flushed = time.monotonic()
@@ -47,6 +48,8 @@ class Ledger:
 
     def record(self, key: str, rows: Rows) -> None:
         """Remember a unit with its rows; each row carries the key, so that only wanted units are read back."""
+        if key in self._keys:
+            return
         self._keys.append(key)
         for table, some in rows.items():
             self._rows[table] += [{**row, "work_key": key} for row in some]
@@ -58,7 +61,9 @@ class Ledger:
             part = uuid.uuid4().hex[:12]
             for table, rows in self._rows.items():
                 write_rows(self.run / table / f"{self.stage}-{part}.parquet", table, rows)
-            write_json(self.folder / f"{part}.json", {"keys": self._keys, "tables": sorted(self._rows)})
+            write_json(
+                self.folder / f"{part}.json", {"keys": self._keys, "tables": sorted(self._rows), "at": time.time_ns()}
+            )
             self.where.update(dict.fromkeys(self._keys, part))
         self._keys, self._rows = [], defaultdict(list)
         self._flushed = time.monotonic()

@@ -78,7 +78,7 @@ def parse(text: str) -> str | None:
     """The explanation in a JSON reply, None where it is anything else or empty."""
     try:
         value: Any = json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return None
     explanation = value.get("explanation") if isinstance(value, dict) else None
     return " ".join(explanation.split()) or None if isinstance(explanation, str) else None

@@ -9,21 +9,16 @@ from autointerp.clients.hf import HFClient
 from autointerp.errors import UserError
 from autointerp.pipeline.demo_model import demo_embedder
 from autointerp.pipeline.session import Session
-from autointerp.registries import CLIENTS
+from autointerp.registries import CLIENTS, member
 from autointerp.subject.load import load_subject
 from autointerp.subject.steer import SteerClient
 from autointerp.types import Client
 from prompts.requests import Chat, Embed, Likelihood, Request, Steer
-from sae.registry import UnknownName
 
 
 def chat_client(name: str, llm: str | None, base_url: str | None, max_concurrency: int) -> Client:
     """The client that answers chat requests."""
-    if name not in CLIENTS:
-        try:
-            CLIENTS[name]
-        except UnknownName as error:
-            raise UserError(str(error)) from error
+    module = member(CLIENTS, name)
     if llm is None:
         if name != "fake":
             raise UserError(
@@ -31,7 +26,7 @@ def chat_client(name: str, llm: str | None, base_url: str | None, max_concurrenc
             )
         llm = "keyword"
     options = {"base_url": base_url, "max_concurrency": max_concurrency} if name == "openai" else {}
-    client: Client = CLIENTS[name].create(llm, **options)
+    client: Client = module.create(llm, **options)
     return client
 
 

@@ -11,17 +11,15 @@ import numpy as np
 
 from autointerp.engine.drive import Finished, Router, drive_all
 from autointerp.engine.ledger import Ledger, work_key
-from autointerp.errors import UserError
 from autointerp.explain._proposal import Background, Proposal
 from autointerp.pipeline.clients import chat_client, embedder
 from autointerp.pipeline.latents import choose, parse, states, write_latents
 from autointerp.pipeline.rows import failure_rows, usage_rows
 from autointerp.pipeline.session import Session
-from autointerp.registries import EXPLAINERS
+from autointerp.registries import EXPLAINERS, configured, member
 from autointerp.types import Client, LatentRecord, Rows
 from prompts import render
 from prompts.requests import Chat, Embed, fingerprint
-from sae.registry import UnknownName
 from scoring.types import Window
 
 STAGE = "explain"
@@ -29,7 +27,7 @@ STAGE = "explain"
 
 def explain(session: Session, *, retry_failed: bool = False) -> list[int]:
     """Explain the chosen latents; returns them. Finished ones are not asked again."""
-    explainer, router = prepare(session)
+    explainer, config, router = prepare(session)
     state, counts = states(session)
     write_latents(session, state, counts)
     latents = choose(session, state)
@@ -38,7 +36,7 @@ def explain(session: Session, *, retry_failed: bool = False) -> list[int]:
     prompt_sha = "+".join(render.sha(name) for name in explainer.TEMPLATES)
     keys = {
         latent: work_key(
-            STAGE, latent=latent, explainer=explainer.NAME, config=explainer.Config(), model=model,
+            STAGE, latent=latent, explainer=explainer.NAME, config=config, model=model,
             prompt=prompt_sha, sampling=session.sampling_sha,
         )
         for latent in latents
@@ -56,7 +54,7 @@ def explain(session: Session, *, retry_failed: bool = False) -> list[int]:
     def units() -> Iterator[tuple[str, Any]]:
         for latent in todo:
             record = records[keys[latent]] = session.sampler.record(latent)
-            yield keys[latent], lambda record=record: explainer.explain(record, Background(), explainer.Config())
+            yield keys[latent], lambda record=record: explainer.explain(record, Background(), config)
 
     with session.reporter.stage(STAGE, len(latents), "latents") as stage:
         done = len(latents) - len(todo)
@@ -78,22 +76,20 @@ def explain(session: Session, *, retry_failed: bool = False) -> list[int]:
     return latents
 
 
-def prepare(session: Session) -> tuple[ModuleType, Router]:
+def prepare(session: Session) -> tuple[ModuleType, Any, Router]:
     """The explainer and who answers it; finds out whether they, and the latents asked for, can be.
 
     Raises:
         UserError: an unknown name, no model, no key, or a selection that cannot be read.
     """
     settings = session.settings
-    try:
-        explainer = EXPLAINERS[settings.explain.explainer]
-    except UnknownName as error:
-        raise UserError(str(error)) from error
+    explainer = member(EXPLAINERS, settings.explain.explainer)
+    config = configured(explainer, settings.explain.options, "explain.options")
     if settings.latents:
         parse(settings.latents, np.arange(0), session.sae.n_latents, settings.seed)
     router = Router(_clients(explainer.NEEDS, session))
     router.require(explainer.NEEDS, f"explainer '{explainer.NAME}'")
-    return explainer, router
+    return explainer, config, router
 
 
 async def _drive(units: Iterator[tuple[str, Any]], router: Router, on_done: Any) -> None:

@@ -16,11 +16,10 @@ from autointerp.errors import UserError
 from autointerp.pipeline.clients import clients_for
 from autointerp.pipeline.rows import failure_rows, usage_rows
 from autointerp.pipeline.session import Session
-from autointerp.registries import SCORERS
+from autointerp.registries import SCORERS, configured, member
 from autointerp.sampling.sampler import derangement
 from autointerp.types import LatentRecord, Rows
 from prompts import render
-from sae.registry import UnknownName
 from scoring.types import Outcome, Subject
 
 CONTROL = "shuffled_explanation"
@@ -39,7 +38,7 @@ def prepare(session: Session) -> tuple[list[ModuleType], pd.DataFrame]:
     Raises:
         UserError: an unknown scorer or option, or nothing to score.
     """
-    scorers = [_scorer(name) for name in dict.fromkeys(session.settings.score.methods)]
+    scorers = [member(SCORERS, name) for name in dict.fromkeys(session.settings.score.methods)]
     for scorer in scorers:
         _config(scorer, session)
     explanations = session.run.rows("explain", "explanations")
@@ -51,20 +50,9 @@ def prepare(session: Session) -> tuple[list[ModuleType], pd.DataFrame]:
     return scorers, explanations
 
 
-def _scorer(name: str) -> ModuleType:
-    try:
-        return SCORERS[name]
-    except UnknownName as error:
-        raise UserError(str(error)) from error
-
-
 def _config(scorer: ModuleType, session: Session) -> Any:
     options = session.settings.score.options.get(scorer.NAME, {})
-    try:
-        return scorer.Config(**options)
-    except TypeError as error:
-        known = ", ".join(scorer.Config.__dataclass_fields__)
-        raise UserError(f"config error at score.options.{scorer.NAME}: {error} (known: {known})") from error
+    return configured(scorer, options, f"score.options.{scorer.NAME}")
 
 
 def _score_with(scorer: ModuleType, session: Session, explanations: pd.DataFrame, retry_failed: bool) -> None:

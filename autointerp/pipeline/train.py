@@ -38,6 +38,7 @@ class Recipe:
 def train(subject: SubjectModel, recipe: Recipe, folder: Path, work: Path, reporter: Reporter) -> Path:
     """Folder of the trained SAE; made once, and resumed wherever it was left."""
     if (folder / "sae.json").is_file():
+        _tidy(work)
         return folder
     blocks = tokenise(subject, recipe.data, work, seed=recipe.train.seed, skip_documents=0)
     with reporter.stage("activations", blocks.n_counted, "tokens") as stage:
@@ -66,4 +67,11 @@ def train(subject: SubjectModel, recipe: Recipe, folder: Path, work: Path, repor
         held_out.add(torch.from_numpy(rows.astype(np.float32)))
     metadata.metrics = held_out.figures()
     sae_package.save(model, folder)
+    _tidy(work)
     return folder
+
+
+def _tidy(work: Path) -> None:
+    """Once the SAE stands, the cached activations and the last checkpoint are only large; the log stays."""
+    for name in ("activations.npy", "progress.json", "checkpoint.safetensors"):
+        (work / name).unlink(missing_ok=True)

@@ -18,7 +18,8 @@ def load_table(runs: str | Path, table: str) -> pd.DataFrame:
     Raises:
         UserError: no run there has that table.
     """
-    paths = [Path(p) / f"{table}.parquet" for p in sorted(glob.glob(str(runs)))]  # noqa: PTH207  (an absolute pattern)
+    folders = [Path(runs)] if Path(runs).is_dir() else map(Path, sorted(glob.glob(str(runs))))  # noqa: PTH207
+    paths = [folder / f"{table}.parquet" for folder in folders]
     found = [path for path in paths if path.is_file()]
     if not found:
         raise UserError(f"no {table}.parquet in '{runs}'; a finished run folder holds one (see docs/tables.md)")

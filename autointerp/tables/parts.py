@@ -17,7 +17,7 @@ from autointerp.tables.schemas import SORT_KEYS, TABLES
 def write_rows(path: Path, table: str, rows: Sequence[dict[str, Any]]) -> None:
     """A part file: the table's columns and `work_key`. A row with another column is an error of ours."""
     schema = TABLES[table].append(pa.field("work_key", pa.string()))
-    for row in rows[:1]:
+    for row in rows:
         unknown = row.keys() - set(schema.names)
         if unknown:
             raise ValueError(f"table {table} has no column {', '.join(sorted(unknown))}")
@@ -32,7 +32,7 @@ def clean(row: dict[str, Any]) -> dict[str, Any]:
 
 def _utf8(value: Any) -> Any:
     if isinstance(value, str):
-        return value.encode("utf-8", "replace").decode("utf-8")
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if isinstance(value, list | tuple):
         return [_utf8(item) for item in value]
     return value

@@ -74,7 +74,8 @@ class TopK(SparseAutoencoder):
         grads.write(self)
         fvu = squared_error / variance
         return StepResult(
-            loss=fvu + self.config.auxk_alpha * auxk, fvu=fvu, auxk=auxk, fired=pairs.counts,
+            loss=fvu + self.config.auxk_alpha * auxk, fvu=fvu, auxk=auxk,
+            fired=torch.bincount(latents[values > 0], minlength=self.n_latents),
             n_active=(values > 0).sum(),
         )  # fmt: skip
 

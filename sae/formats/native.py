@@ -33,13 +33,15 @@ def recognise(folder: Path) -> bool:
 
 def read(folder: Path) -> SparseAutoencoder:
     info = json.loads((folder / CONFIG).read_text())
-    if info.get("version", 0) > VERSION:
+    if not isinstance(info.get("version"), int):
+        raise SAEError(f"{folder / CONFIG} has no version number; it was not written by this program")
+    if info["version"] > VERSION:
         raise SAEError(f"{folder / CONFIG} has version {info['version']}; this release reads up to {VERSION}: upgrade")
     try:
         model: SparseAutoencoder = ARCHITECTURES[info["architecture"]].create(
             info["config"], _metadata(info.get("metadata", {}))
         )
-    except (KeyError, TypeError, UnknownName) as error:
+    except (AttributeError, KeyError, TypeError, UnknownName) as error:
         raise SAEError(f"{folder / CONFIG} describes no SAE we know: {error}") from error
     path = folder / WEIGHTS
     if not path.is_file():
@@ -60,10 +62,7 @@ def read(folder: Path) -> SparseAutoencoder:
 
 
 def write(model: SparseAutoencoder, folder: Path) -> None:
-    """The config is renamed into place last, so a folder that is recognised is complete."""
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.detach().contiguous() for k, v in model.state_dict().items()}, folder / "weights.tmp")
-    (folder / "weights.tmp").replace(folder / WEIGHTS)
+    """The old config goes first and the new one comes last, so a folder that is recognised is whole."""
     info = {
         "format": FORMAT,
         "version": VERSION,
@@ -71,9 +70,13 @@ def write(model: SparseAutoencoder, folder: Path) -> None:
         "config": model.config_dict(),
         "metadata": asdict(model.metadata),
     }
-    temporary = folder / "sae.json.tmp"
-    temporary.write_text(json.dumps(info, indent=2) + "\n")
-    temporary.replace(folder / CONFIG)
+    text = json.dumps(info, indent=2) + "\n"
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({k: v.detach().contiguous() for k, v in model.state_dict().items()}, folder / "weights.tmp")
+    (folder / "sae.json.tmp").write_text(text)
+    (folder / CONFIG).unlink(missing_ok=True)
+    (folder / "weights.tmp").replace(folder / WEIGHTS)
+    (folder / "sae.json.tmp").replace(folder / CONFIG)
 
 
 def _metadata(values: dict[str, Any]) -> SAEMetadata:

@@ -130,11 +130,6 @@ def test_settings_cannot_be_changed_by_accident() -> None:
         RunSettings().seed = 3  # type: ignore[misc]
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="bug: --set writes into the caller's nested base, autointerp/config.py _put",
-)
 def test_sources_are_left_as_they_are() -> None:
     base = {"score.options": {"surprisal": {"windows": 20}}}
     resolve({}, base=base, sets=["score.options.surprisal.windows=7"], environ={})

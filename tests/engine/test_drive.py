@@ -136,11 +136,6 @@ def test_drive_all_keeps_to_the_concurrency(concurrency: int) -> None:
     assert all(i - finished <= concurrency for i, finished in enumerate(started)), "units are made when there is room"
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="bug: the widest client's concurrency holds for all, engine/drive.py Router",
-)
 def test_a_narrow_client_beside_a_wide_one_gets_no_more_than_it_wants() -> None:
     narrow, wide = Recorder("n", {Embed}, 1, wait=0.002), Recorder("w", {Likelihood}, 8, wait=0.002)
     units = ((str(i), lambda: asks([Embed("1")], [Likelihood("", "2")])) for i in range(16))

@@ -80,11 +80,6 @@ def test_a_key_of_two_parts_counts_once(tmp_path: Path) -> None:
     assert found in (["b", "from one", "from one"], ["b", "from two", "from two"])
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="bug: rows double when a key is recorded twice before a flush, engine/ledger.py",
-)
 def test_a_key_recorded_twice_before_a_flush_counts_once(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path, "s")
     ledger.record("a", rows("a1"))
@@ -100,11 +95,6 @@ def test_a_key_recorded_twice_before_a_flush_counts_once(tmp_path: Path) -> None
         pytest.param(
             ("aaaa", "bbbb"),
             id="the old part sorts first",
-            marks=pytest.mark.xfail(
-                strict=True,
-                raises=AssertionError,
-                reason="bug: the part whose random name sorts first wins, engine/ledger.py",
-            ),
         ),
     ],
 )
@@ -154,10 +144,6 @@ def test_when_it_flushes(tmp_path: Path) -> None:
         0,
         pytest.param(
             1,
-            marks=pytest.mark.xfail(
-                strict=True,
-                reason="bug: only the first row is checked, others lose the column, tables/parts.py write_rows",
-            ),
         ),
     ],
 )

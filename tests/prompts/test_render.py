@@ -70,9 +70,6 @@ def test_the_sha_changes_with_the_bytes(folder: Path) -> None:
     assert all(locked[name].startswith(render.sha(name)) for name in locked), "rows name what the lock holds"
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="bug: line ends are translated before hashing, prompts/render.py source"
-)
 def test_the_sha_is_of_the_bytes_even_with_other_line_ends(folder: Path) -> None:
     (folder / "a.v1.jinja").write_bytes(b"one\r\ntwo\r\n")
     assert render.sha("a.v1") == hashlib.sha256(b"one\r\ntwo\r\n").hexdigest()[:16]
@@ -124,9 +121,6 @@ def test_missing_values_and_templates_are_errors(folder: Path) -> None:
         render.messages("odd.v1")
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="bug: the unpacking fails before its message, prompts/render.py text"
-)
 def test_a_conversation_is_no_plain_prompt() -> None:
     with pytest.raises(ValueError, match="is a conversation"):
         render.text("detection.v1", explanation="e", windows=[])

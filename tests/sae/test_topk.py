@@ -102,9 +102,6 @@ def test_fired_and_active_counts() -> None:
     assert int(result.n_active) == 50 * 4
 
 
-@pytest.mark.xfail(
-    strict=True, reason="bug: a latent that is selected with value 0 counts as firing, see sae/training.py"
-)
 def test_a_latent_whose_code_is_zero_has_not_fired() -> None:
     model = random_topk(4, d_in=12, n_latents=40, k=40)
     with torch.no_grad():

@@ -66,7 +66,6 @@ def test_coverage_of_auroc_interval(scores: Callable[..., Any], theta: float, n:
 BUG = "bug: at an AUROC of exactly 0 or 1 the interval has no width, scoring/intervals.py auroc_interval"
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason=BUG)
 @pytest.mark.parametrize(
     ("scores", "theta", "n"),
     [(exponential_scores, 0.95, 20), (normal_scores, 0.99, 20), (exponential_scores, 0.99, 50)],
@@ -76,7 +75,6 @@ def test_coverage_of_auroc_interval_near_one(scores: Callable[..., Any], theta: 
     assert 0.92 <= auroc_coverage(scores, theta, n) <= 0.985
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason=BUG)
 @pytest.mark.parametrize(("n", "width"), [(5, 0.36), (20, 0.095), (50, 0.04)])
 def test_perfect_aurocs_have_an_interval_of_honest_width(n: int, width: float) -> None:
     low, high = auroc_interval(1.0, n, n)
@@ -170,9 +168,6 @@ def test_just_enough_windows_give_a_value() -> None:
     assert balanced_accuracy_metric((5, 5), (5, 5), 0).status == "ok"
 
 
-@pytest.mark.xfail(
-    strict=True, raises=ValueError, reason="bug: one NaN value ends in a ValueError of brentq, scoring/windows.py"
-)
 def test_a_value_that_is_not_finite_is_a_failed_window() -> None:
     from planted_windows import windows
 
