@@ -12,7 +12,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from autointerp.explain._proposal import Background, Proposal
+from autointerp.explain._proposal import Proposal
 from autointerp.types import LatentRecord
 from prompts import render
 from prompts.requests import Chat, ChatReply, Reply
@@ -34,9 +34,7 @@ class Config:
     temperature: float = 0.0
 
 
-def explain(
-    record: LatentRecord, background: Background, config: Config
-) -> Generator[list[Chat], Sequence[Reply], Proposal]:
+def explain(record: LatentRecord, config: Config) -> Generator[list[Chat], Sequence[Reply], Proposal]:
     windows = [w for w in record.explain if w.activating]
     shown = [{"text": marked(w), "strengths": strengths(w, record.max_activation)} for w in reversed(windows)]
     request = Chat(

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from autointerp.explain._proposal import Background, Proposal
+from autointerp.explain._proposal import Proposal
 from autointerp.types import LatentRecord
 from prompts.requests import Embed, EmbedReply, Reply
 from scoring.intervals import auroc
@@ -43,12 +43,14 @@ class Config:
     """Words of the surrounding text that enter the search."""
     phrases: int = 8
     """Phrases through the peak, and words before and after it, that enter the search."""
-    snippets: int = 30
+    snippets: int = 24
     """Excerpts around a peak that enter the search, taken evenly over all strengths."""
     snippet_words: int = 4
     """Words on either side of the peak in an excerpt."""
     longest: int = 5
     """Most words and phrases in a label."""
+    dominant: float = 0.4
+    """A word at the peak of this share of the activating windows opens the label, whatever the search says."""
     support: float = 0.05
     """Share of the activating windows in which a word or phrase has to occur."""
     least_gain: float = 0.01
@@ -59,14 +61,14 @@ class Config:
 class Evidence:
     """What was found at and around the peaks, best first."""
 
+    dominant: list[str]
     peak: list[str]
     context: list[str]
     phrases: list[str]
-    before: list[str]
     snippets: list[str]
 
 
-def explain(record: LatentRecord, background: Background, config: Config) -> Asks:
+def explain(record: LatentRecord, config: Config) -> Asks:
     activating = [w for w in record.explain if w.activating]
     others = [w for w in record.explain if not w.activating]
     if not activating or not others:
@@ -80,8 +82,11 @@ def explain(record: LatentRecord, background: Background, config: Config) -> Ask
         return Proposal(None, "embedding_failed")
     positive, negative = windows[: len(activating)], windows[len(activating) :]
 
-    chosen: list[str] = []
+    chosen = evidence.dominant
     best = 0.0
+    if chosen:
+        values = yield from _separate([plain(chosen)], positive, negative)
+        best = float(values.max()) if values is not None else 0.0
     while len(chosen) < config.longest:
         # One excerpt says what kind of text is meant; more would make the label a heap of quotations.
         cited = any(word in evidence.snippets for word in chosen)
@@ -91,11 +96,13 @@ def explain(record: LatentRecord, background: Background, config: Config) -> Ask
         if values is None or not len(values) or (chosen and values.max() < best + config.least_gain):
             break
         chosen, best = tried[int(values.argmax())], float(values.max())
+    if not chosen:
+        return Proposal(None, "embedding_failed")
     labels = phrasings(chosen, evidence)
     values = yield from _separate(labels, positive, negative)
     if values is None:
         return Proposal(None, "embedding_failed")
-    return Proposal(labels[int(values.argmax())], notes={"explaining_auroc": f"{float(values.max()):.4f}"})
+    return Proposal(labels[int(values.argmax())])
 
 
 def _embed(texts: list[str]) -> Embeds:
@@ -122,7 +129,8 @@ def plain(words: Sequence[str]) -> str:
 def phrasings(words: list[str], evidence: Evidence) -> list[str]:
     """Ways to say a list of words in plain language; the search decides among them."""
     cited = [word for word in words if word in evidence.snippets]
-    named = [word for word in words if word in evidence.peak or word in evidence.phrases]
+    at_peak = {*evidence.dominant, *evidence.peak, *evidence.phrases}
+    named = [word for word in words if word in at_peak]
     around = [word for word in words if word not in cited and word not in named]
     quoted = ", ".join(f'"{word}"' for word in [*named, *around])
     example = "".join(f', as in "{excerpt}"' for excerpt in cited)
@@ -141,7 +149,6 @@ def gather(activating: Sequence[Window], others: Sequence[Window], config: Confi
     """Rank words and phrases by log-odds of occurring in activating against other windows."""
     peaks: Counter[str] = Counter()
     phrases: Counter[str] = Counter()
-    before: Counter[str] = Counter()
     snippets: list[str] = []
     for window in activating:
         words, at = words_and_peak(window)
@@ -150,7 +157,6 @@ def gather(activating: Sequence[Window], others: Sequence[Window], config: Confi
         peaks[words[at]] += 1
         left = words[at - 1] if at else ""
         right = words[at + 1] if at + 1 < len(words) else ""
-        before[left] += 1
         snippets.append(excerpt(window, config.snippet_words))
         phrases.update({f"{left} {words[at]}", f"{words[at]} {right}", f"{left} {words[at]} {right}"})
     inside = [set(words_of(w.text)) for w in activating]
@@ -158,14 +164,15 @@ def gather(activating: Sequence[Window], others: Sequence[Window], config: Confi
     # What stands in one or two windows only is a name or an accident, however well it separates them.
     floor = max(2, math.ceil(config.support * len(activating)))
     common = Counter({p.strip(): n for p, n in phrases.items() if n >= floor and " " in p.strip()})
+    most, times = peaks.most_common(1)[0] if peaks else ("", 0)
     return Evidence(
+        dominant=[most] if times >= config.dominant * len(activating) else [],
         peak=_top(peaks, inside, outside, config.peak_words, floor),
         context=_top(
             Counter(w for s in inside for w in s if TOPICS.match(w)), inside, outside, config.context_words, floor
         ),
         phrases=[p for p, _ in common.most_common(config.phrases)],
         snippets=[snippets[i] for i in range(0, len(snippets), max(1, len(snippets) // max(1, config.snippets)))],
-        before=[w for w, n in before.most_common(3) if w and n >= floor],
     )
 
 

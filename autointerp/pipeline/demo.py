@@ -32,12 +32,12 @@ class Size:
     expansion: int = 8
     k: int = 32
     collect_tokens: int = 153_000
-    latents: int = 32
+    latents: int = 28
     explain_activating: int = 120
     explain_random: int = 200
     score_windows: int = 50
-    surprisal_windows: int = 12
-    prompts: int = 8
+    surprisal_windows: int = 10
+    prompts: int = 6
     prompt_tokens: int = 32
     dead_after: int = 100_000
     batch_size: int = 1024

@@ -11,7 +11,7 @@ import numpy as np
 
 from autointerp.engine.drive import Finished, Router, drive_all
 from autointerp.engine.ledger import Ledger, work_key
-from autointerp.explain._proposal import Background, Proposal
+from autointerp.explain._proposal import Proposal
 from autointerp.pipeline.clients import chat_client, embedder
 from autointerp.pipeline.latents import choose, parse, states, write_latents
 from autointerp.pipeline.rows import failure_rows, usage_rows
@@ -54,7 +54,7 @@ def explain(session: Session, *, retry_failed: bool = False) -> list[int]:
     def units() -> Iterator[tuple[str, Any]]:
         for latent in todo:
             record = records[keys[latent]] = session.sampler.record(latent)
-            yield keys[latent], lambda record=record: explainer.explain(record, Background(), config)
+            yield keys[latent], lambda record=record: explainer.explain(record, config)
 
     with session.reporter.stage(STAGE, len(latents), "latents") as stage:
         done = len(latents) - len(todo)
