@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from prompts import render
-from prompts.requests import Chat, ChatReply, Reply, fingerprint
+from prompts.requests import Chat, ChatReply, Reply
 from scoring.intervals import balanced_accuracy_metric
 from scoring.types import Judgement, Outcome, Subject, Window
-from scoring.windows import evenly
+from scoring.windows import evenly, judgement
 
 NAME, VERSION, WINDOWS, METRIC = "detection", "1", "score", "balanced_accuracy"
 NEEDS = frozenset({Chat})
@@ -90,20 +90,7 @@ def _outcome(groups: Sequence[Sequence[Window]], replies: Sequence[Reply]) -> Ou
                 side = 0 if window.activating else 1
                 totals[side] += 1
                 hits[side] += prediction is window.activating
-            judgements.append(
-                Judgement(
-                    window_id=window.window_id,
-                    kind=window.kind,
-                    quantile=window.quantile,
-                    label=window.activating,
-                    prediction=prediction,
-                    probability=None,
-                    status=status,
-                    reply_sha=fingerprint(reply),
-                    # The request's tokens are booked on its first window, so that a sum over windows is right.
-                    prompt_tokens=reply.usage.prompt_tokens if i == 0 else 0,
-                    completion_tokens=reply.usage.completion_tokens if i == 0 else 0,
-                )
-            )
+            # The request's tokens are booked on its first window, so that a sum over windows is right.
+            judgements.append(judgement(window, reply, booked=i == 0, prediction=prediction, status=status))
     metric = balanced_accuracy_metric((hits[0], hits[1]), (totals[0], totals[1]), n_failed)
     return Outcome(tuple(judgements), (metric,))

@@ -12,9 +12,10 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 
 from prompts import render
-from prompts.requests import Failure, Likelihood, LikelihoodReply, Reply, Steer, SteerReply, fingerprint
+from prompts.requests import Failure, Likelihood, LikelihoodReply, Reply, Steer, SteerReply
 from scoring.intervals import mean_metric
-from scoring.types import Judgement, Metric, Outcome, Subject, Window
+from scoring.types import Metric, Outcome, Subject, Window
+from scoring.windows import judgement
 
 NAME, VERSION, WINDOWS, METRIC = "intervention", "1", "prompts", "logprob_gain"
 NEEDS = frozenset({Steer, Likelihood})
@@ -69,22 +70,13 @@ def _outcome(
         if isinstance(before, LikelihoodReply) and isinstance(after, LikelihoodReply):
             gain = after.logprob - before.logprob
             gains.append(gain)
+        status = "ok" if gain is not None else "failed"
         judgements.append(
-            Judgement(
-                window_id=window.window_id,
-                kind=window.kind,
-                quantile=window.quantile,
-                label=None,
-                prediction=None,
-                probability=gain,
-                status="ok" if gain is not None else "failed",
-                reply_sha=fingerprint(after),
-                prompt_tokens=after.usage.prompt_tokens,
-                completion_tokens=after.usage.completion_tokens,
-                clean_text=clean_text,
+            judgement(
+                window, after, labelled=False, probability=gain, status=status, clean_text=clean_text,
                 steered_text=steered_text,
             )
-        )
+        )  # fmt: skip
     metric = mean_metric(METRIC, gains, n_failed=len(windows) - len(gains))
     if metric.status == "ok" and not steered.converged:
         # Off the target the number cannot be compared with others, so it is withheld; the reached KL is kept.
@@ -96,7 +88,5 @@ def _outcome(
 
 def _failed(windows: Sequence[Window], reply: Reply) -> Outcome:
     status = reply.kind if isinstance(reply, Failure) else "failed"
-    judgements = tuple(
-        Judgement(w.window_id, w.kind, w.quantile, None, None, None, status, fingerprint(reply)) for w in windows
-    )
+    judgements = tuple(judgement(window, reply, labelled=False, status=status) for window in windows)
     return Outcome(judgements, (Metric(METRIC, None, 0, len(windows), None, None, "", "failed"),))

@@ -69,8 +69,8 @@ class Judgement:
     kind: str
     quantile: int | None
     label: bool | None
-    prediction: bool | None
-    probability: float | None
+    prediction: bool | None = None
+    probability: float | None = None
     status: str = "ok"
     reply_sha: str = ""
     prompt_tokens: int = 0

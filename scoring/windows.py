@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from prompts.requests import Reply, fingerprint
 from scoring.intervals import auroc_metric
@@ -22,6 +23,20 @@ def evenly(windows: Sequence[Window], n: int) -> list[Window]:
     return chosen
 
 
+def judgement(window: Window, reply: Reply, *, labelled: bool = True, booked: bool = True, **fields: Any) -> Judgement:
+    """A window with what was said of it. `booked` says whether the reply's tokens are counted here."""
+    return Judgement(
+        window_id=window.window_id,
+        kind=window.kind,
+        quantile=window.quantile,
+        label=window.activating if labelled else None,
+        reply_sha=fingerprint(reply),
+        prompt_tokens=reply.usage.prompt_tokens if booked else 0,
+        completion_tokens=reply.usage.completion_tokens if booked else 0,
+        **fields,
+    )
+
+
 def judged_by_value(windows: Sequence[Window], values: Sequence[float | None], replies: Sequence[Reply]) -> Outcome:
     """One number per window, None where its answer failed; AUROC of activating against other windows.
 
@@ -29,18 +44,7 @@ def judged_by_value(windows: Sequence[Window], values: Sequence[float | None], r
     """
     values = [value if value is not None and math.isfinite(value) else None for value in values]
     judgements = [
-        Judgement(
-            window_id=window.window_id,
-            kind=window.kind,
-            quantile=window.quantile,
-            label=window.activating,
-            prediction=None,
-            probability=value,
-            status="ok" if value is not None else "failed",
-            reply_sha=fingerprint(reply),
-            prompt_tokens=reply.usage.prompt_tokens,
-            completion_tokens=reply.usage.completion_tokens,
-        )
+        judgement(window, reply, probability=value, status="ok" if value is not None else "failed")
         for window, value, reply in zip(windows, values, replies, strict=True)
     ]
     usable = [(window, value) for window, value in zip(windows, values, strict=True) if value is not None]

@@ -43,7 +43,7 @@ class Config:
     """Words of the surrounding text that enter the search."""
     phrases: int = 8
     """Phrases through the peak, and words before and after it, that enter the search."""
-    snippets: int = 24
+    snippets: int = 16
     """Excerpts around a peak that enter the search, taken evenly over all strengths."""
     snippet_words: int = 4
     """Words on either side of the peak in an excerpt."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from autointerp.clients.encoder import EncoderClient
 from autointerp.clients.hf import HFClient
+from autointerp.config import ExplainSettings, ScoreSettings
 from autointerp.errors import UserError
 from autointerp.pipeline.demo_model import demo_embedder
 from autointerp.pipeline.session import Session
@@ -45,12 +46,13 @@ def likelihoods(session: Session) -> Client:
     return HFClient(session.subject)
 
 
-def clients_for(needs: frozenset[type[Request]], session: Session) -> list[Client]:
-    """One client per kind of request that is needed, and none that is not."""
-    score = session.settings.score
+def clients_for(
+    needs: frozenset[type[Request]], session: Session, asked: ExplainSettings | ScoreSettings
+) -> list[Client]:
+    """One client per kind of request that is needed, and none that is not; `asked` says who answers chats."""
     made: list[Client] = []
     if Chat in needs:
-        made.append(chat_client(score.client, score.llm, score.base_url, score.max_concurrency))
+        made.append(chat_client(asked.client, asked.llm, asked.base_url, asked.max_concurrency))
     if Likelihood in needs:
         made.append(likelihoods(session))
     if Embed in needs:

@@ -28,11 +28,11 @@ class Size:
     """How much of everything. `SMALL` runs the same code on the same model in about a minute, for tests."""
 
     train_tokens: int = 153_000
-    epochs: int = 6
+    epochs: int = 5
     expansion: int = 8
     k: int = 32
     collect_tokens: int = 153_000
-    latents: int = 28
+    latents: int = 26
     explain_activating: int = 120
     explain_random: int = 200
     score_windows: int = 50
@@ -74,7 +74,7 @@ def demo(out: Path, size: Size, reporter: Reporter, *, seed: int = 0, fresh: boo
     """Run or resume the demo in `out`; the caller writes the report."""
     settings = settings_for(size, out / "sae", out, seed)
     run = Run(out, settings)
-    run.open(fresh=fresh)
+    run.open(fresh=fresh, own_sae=True)
     if not (out / "sae" / "sae.json").is_file():
         reporter.say("preparing the subject model")
         subject = load_subject(str(demo_subject()))

@@ -12,14 +12,14 @@ import numpy as np
 from autointerp.engine.drive import Finished, Router, drive_all
 from autointerp.engine.ledger import Ledger, work_key
 from autointerp.explain._proposal import Proposal
-from autointerp.pipeline.clients import chat_client, embedder
+from autointerp.pipeline.clients import clients_for
 from autointerp.pipeline.latents import choose, parse, states, write_latents
 from autointerp.pipeline.rows import failure_rows, usage_rows
 from autointerp.pipeline.session import Session
 from autointerp.registries import EXPLAINERS, configured, member
-from autointerp.types import Client, LatentRecord, Rows
+from autointerp.types import LatentRecord, Rows
 from prompts import render
-from prompts.requests import Chat, Embed, fingerprint
+from prompts.requests import fingerprint
 from scoring.types import Window
 
 STAGE = "explain"
@@ -43,8 +43,8 @@ def explain(session: Session, *, retry_failed: bool = False) -> list[int]:
     }  # fmt: skip
     ledger = Ledger(session.run.folder, STAGE)
     if retry_failed:
-        before = ledger.rows("explanations", set(keys.values()))
-        ledger.forget(set(before.loc[before["status"] != "ok", "work_key"]))
+        earlier = ledger.rows("explanations", set(keys.values()))
+        ledger.forget(set(earlier.loc[earlier["status"] != "ok", "work_key"]))
     latent_of = {key: latent for latent, key in keys.items()}
     todo = [latent for latent in latents if keys[latent] not in ledger]
     if len(todo) < len(latents):
@@ -72,7 +72,11 @@ def explain(session: Session, *, retry_failed: bool = False) -> list[int]:
             asyncio.run(_drive(units(), router, on_done))
         finally:
             ledger.flush()
+    before = session.run.selected(STAGE)
     session.run.select(STAGE, list(keys.values()))
+    if before and before != set(keys.values()) and session.run.unselect("score-"):
+        # Scores of other explanations, or controls drawn from them, would stand beside these as if they were theirs.
+        session.reporter.say("the explanations changed: earlier scores are left out until they are scored again")
     return latents
 
 
@@ -87,7 +91,7 @@ def prepare(session: Session) -> tuple[ModuleType, Any, Router]:
     config = configured(explainer, settings.explain.options, "explain.options")
     if settings.latents:
         parse(settings.latents, np.arange(0), session.sae.n_latents, settings.seed)
-    router = Router(_clients(explainer.NEEDS, session))
+    router = Router(clients_for(explainer.NEEDS, session, settings.explain))
     router.require(explainer.NEEDS, f"explainer '{explainer.NAME}'")
     return explainer, config, router
 
@@ -97,16 +101,6 @@ async def _drive(units: Iterator[tuple[str, Any]], router: Router, on_done: Any)
         await drive_all(units, router, on_done)
     finally:
         await router.close()
-
-
-def _clients(needs: frozenset[type], session: Session) -> list[Client]:
-    settings = session.settings.explain
-    clients: list[Client] = []
-    if Chat in needs:
-        clients.append(chat_client(settings.client, settings.llm, settings.base_url, settings.max_concurrency))
-    if Embed in needs:
-        clients.append(embedder(session))
-    return clients
 
 
 def _rows(

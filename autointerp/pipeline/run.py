@@ -36,19 +36,25 @@ VERSIONS = (
 
 FROM_LEDGERS = ("explanations", "windows", "judgements", "scores", "failures", "usage")
 
+WRITTEN = ["store", "work", "done", "selected", *FROM_LEDGERS, "prompts", "report"]
+"""Folders that a run makes."""
+
 
 class Run:
     """One folder under `results/`. Its name is the `run_id` of every row."""
 
     def __init__(self, folder: Path, settings: RunSettings) -> None:
         self.folder, self.settings = folder, settings
-        self.run_id = folder.name
+        self.run_id = folder.resolve().name
 
-    def open(self, *, fresh: bool = False) -> None:
-        """Make the folder, emptied of an earlier run if `fresh`, and write down what is about to happen in it."""
+    def open(self, *, fresh: bool = False, own_sae: bool = False) -> None:
+        """Make the folder, and write down what is about to happen in it.
+
+        `fresh` empties it of an earlier run first; `own_sae` says that the SAE in it was trained by that run.
+        """
         try:
             if fresh and self.folder.exists():
-                self._empty()
+                self._empty([*WRITTEN, "sae"] if own_sae else WRITTEN)
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot write to '{self.folder}': {error.strerror}; choose another --out") from error
@@ -73,6 +79,13 @@ class Run:
         path = self.folder / "selected" / f"{stage}.json"
         return set(json.loads(path.read_text())) if path.is_file() else set()
 
+    def unselect(self, prefix: str) -> list[str]:
+        """Take stages out of the current result; their rows stay on disk and are found again by their keys."""
+        paths = sorted((self.folder / "selected").glob(f"{prefix}*.json"))
+        for path in paths:
+            path.unlink()
+        return [path.stem for path in paths]
+
     def rows(self, stage: str, table: str) -> pd.DataFrame:
         return Ledger(self.folder, stage).rows(table, self.selected(stage))
 
@@ -86,12 +99,9 @@ class Run:
                 frame = _total(frame)
             write_final(self.folder, table, frame)
 
-    def _empty(self) -> None:
-        """`--fresh`: remove what a run writes, and nothing else that may lie in the folder."""
-        for name in (
-            "store", "work", "done", "selected", "explanations", "judgements", "scores", "windows", "failures", "usage",
-            "prompts", "report", "sae",
-        ):  # fmt: skip
+    def _empty(self, names: list[str]) -> None:
+        """Remove what a run writes, and nothing else that may lie in the folder."""
+        for name in names:
             shutil.rmtree(self.folder / name, ignore_errors=True)
         for path in self.folder.glob("*.parquet"):
             path.unlink()

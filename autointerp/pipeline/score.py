@@ -58,7 +58,7 @@ def _config(scorer: ModuleType, session: Session) -> Any:
 def _score_with(scorer: ModuleType, session: Session, explanations: pd.DataFrame, retry_failed: bool) -> None:
     config = _config(scorer, session)
     stage_name = f"score-{scorer.NAME}"
-    router = Router(clients_for(scorer.NEEDS, session))
+    router = Router(clients_for(scorer.NEEDS, session, session.settings.score))
     router.require(scorer.NEEDS, f"scorer '{scorer.NAME}'")
     model = router.model_for(scorer.NEEDS)
     session.run.keep_prompts(scorer.TEMPLATES)

@@ -18,7 +18,7 @@ from autointerp.engine.ledger import Ledger, work_key
 from autointerp.errors import UserError
 from autointerp.pipeline.run import Run
 from autointerp.progress import Reporter
-from autointerp.sampling.sampler import Sampler, SamplingConfig
+from autointerp.sampling.sampler import Sampler
 from autointerp.store import layout
 from autointerp.store.reader import LatentStore
 from autointerp.subject.hookpoints import find, layer_of
@@ -174,8 +174,7 @@ class Session:
 
     @cached_property
     def sampler(self) -> Sampler:
-        config = SamplingConfig(**self.settings.sampling.model_dump())
-        return Sampler(self.store, self.subject, config, self.settings.seed)
+        return Sampler(self.store, self.subject, self.settings.sampling, self.settings.seed)
 
     @cached_property
     def sampling_sha(self) -> str:

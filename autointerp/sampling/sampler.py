@@ -6,11 +6,10 @@ nothing is drawn twice, and a window in which the latent fires anywhere is never
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
+from autointerp.config import SamplingSettings
 from autointerp.sampling.grid import EXPLAIN, SCORE, WindowGrid
 from autointerp.seeds import derive, generator
 from autointerp.store.reader import LatentStore
@@ -21,34 +20,10 @@ from scoring.types import ACTIVATING, RANDOM, Window
 SPLIT_NAMES = {EXPLAIN: "explain", SCORE: "score"}
 
 
-@dataclass(frozen=True, kw_only=True)
-class SamplingConfig:
-    window: int = 32
-    """Tokens per window."""
-    shortest: int = 8
-    """Shorter stretches of a document give no window."""
-    quantiles: int = 10
-    """Activating windows are drawn in equal numbers from this many slices of their peak activation."""
-    explain_activating: int = 40
-    """Activating windows to explain from."""
-    explain_random: int = 40
-    """Non-activating windows to explain from."""
-    score_activating: int = 50
-    """Activating windows to score on."""
-    score_random: int = 50
-    """Non-activating windows to score on."""
-    min_windows: int = 10
-    """A latent with fewer activating windows than this on either side is rare, and is not explained."""
-    prompts: int = 12
-    """Contexts that end at a first activation, for the intervention scorer."""
-    prompt_tokens: int = 48
-    """Longest such context."""
-
-
 class Sampler:
     """Draws `LatentRecord`s from a store. Building the grid costs one pass over the tokens."""
 
-    def __init__(self, store: LatentStore, subject: SubjectModel, config: SamplingConfig, seed: int) -> None:
+    def __init__(self, store: LatentStore, subject: SubjectModel, config: SamplingSettings, seed: int) -> None:
         self.store, self.subject, self.config, self.seed = store, subject, config, seed
         self.grid = WindowGrid.of(store, window=config.window, shortest=config.shortest, seed=seed)
         self._tokens = np.asarray(store.tokens).reshape(-1)

@@ -15,8 +15,26 @@ from autointerp.types import LatentRecord
 from prompts.requests import Chat, ChatReply, Embed, Failure
 from scoring.types import Window
 
-FILLER = "the of and to in is was for on with as by at from it that this be are".split()
-TOPIC = "orchard harvest cider".split()
+FILLER = [
+    "the",
+    "of",
+    "and",
+    "to",
+    "in",
+    "is",
+    "was",
+    "for",
+    "on",
+    "with",
+    "as",
+    "by",
+    "at",
+    "from",
+    "it",
+    "that",
+    "this",
+]
+TOPIC = ["orchard", "harvest", "cider"]
 
 
 def window(index: int, words: list[str], active: str | None) -> Window:

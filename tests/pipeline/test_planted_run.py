@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,36 @@ def test_a_second_run_asks_nothing_and_changes_nothing(world: Any, explained: Pa
     assert ended.code == 0
     assert "8 of 8 latents are explained already" in ended.err
     pd.testing.assert_frame_equal(before, pd.read_parquet(explained / "explanations.parquet"))
+
+
+def test_scores_of_other_explanations_are_left_out(world: Any, explained: Path, cli: Callable[..., Any]) -> None:
+    scoring = ("score", "--run", explained, "--method", "detection", "--client", "fake", "--plain")
+    assert cli(*scoring).code == 0
+    whole = autointerp.load_scores(explained)
+    ended = cli("explain", "--sae", world.sae, "--client", "fake", "--out", explained, *SMALL, "--latents", "2,5")
+    assert "the explanations changed" in ended.err
+    assert autointerp.load_explanations(explained)["latent"].tolist() == [2, 5]
+    assert autointerp.load_scores(explained).empty
+    assert cli(*scoring).code == 0
+    assert sorted(autointerp.load_scores(explained)["control"].unique()) == ["none", "shuffled_explanation"]
+    assert cli("explain", "--sae", world.sae, "--client", "fake", "--out", explained, *SMALL).code == 0
+    again = cli(*scoring)
+    assert "8/8" not in again.err
+    pd.testing.assert_frame_equal(autointerp.load_scores(explained), whole)
+
+
+def test_fresh_redoes_everything_and_spares_the_sae(world: Any, cli: Callable[..., Any], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(world.sae, out / "sae")
+    command = ("explain", "--sae", out / "sae", "--client", "fake", "--out", out, *SMALL)
+    assert cli(*command).code == 0
+    (out / "notes.txt").write_text("mine")
+    ended = cli(*command, "--fresh")
+    assert ended.code == 0, ended.err
+    assert "collecting activations" in ended.err
+    assert "explained already" not in ended.err
+    assert (out / "sae" / "weights.safetensors").is_file()
+    assert (out / "notes.txt").read_text() == "mine"
 
 
 def test_failed_explanations_are_rows_with_a_reason(world: Any, cli: Callable[..., Any], tmp_path: Path) -> None:

@@ -14,9 +14,10 @@ import torch
 import sae
 from autointerp.collect.activations import collect_store
 from autointerp.collect.tokens import TokenBlocks, pack
+from autointerp.config import SamplingSettings
 from autointerp.errors import UserError
 from autointerp.sampling.grid import EXPLAIN, SCORE, WindowGrid
-from autointerp.sampling.sampler import Sampler, SamplingConfig, by_quantile, derangement
+from autointerp.sampling.sampler import Sampler, by_quantile, derangement
 from autointerp.store import layout
 from autointerp.store.reader import LatentStore
 from autointerp.store.writer import StoreWriter
@@ -145,7 +146,7 @@ def test_windows_tile_the_documents(store: LatentStore) -> None:
 
 @pytest.fixture(scope="module")
 def sampler(store: LatentStore, subject: SubjectModel) -> Sampler:
-    config = SamplingConfig(window=16, explain_activating=10, explain_random=10, score_activating=10, score_random=10)
+    config = SamplingSettings(window=16, explain_activating=10, explain_random=10, score_activating=10, score_random=10)
     return Sampler(store, subject, config, seed=3)
 
 
