@@ -158,7 +158,8 @@ def gather(activating: Sequence[Window], others: Sequence[Window], config: Confi
         left = words[at - 1] if at else ""
         right = words[at + 1] if at + 1 < len(words) else ""
         snippets.append(excerpt(window, config.snippet_words))
-        phrases.update({f"{left} {words[at]}", f"{words[at]} {right}", f"{left} {words[at]} {right}"})
+        through = [f"{left} {words[at]}", f"{words[at]} {right}", f"{left} {words[at]} {right}"]
+        phrases.update(dict.fromkeys(through, 1))
     inside = [set(words_of(w.text)) for w in activating]
     outside = [set(words_of(w.text)) for w in others]
     # What stands in one or two windows only is a name or an accident, however well it separates them.
@@ -171,7 +172,8 @@ def gather(activating: Sequence[Window], others: Sequence[Window], config: Confi
         context=_top(
             Counter(w for s in inside for w in s if TOPICS.match(w)), inside, outside, config.context_words, floor
         ),
-        phrases=[p for p, _ in common.most_common(config.phrases)],
+        # Ties are broken by the text: the order in which sets were walked differs from process to process.
+        phrases=sorted(common, key=lambda phrase: (-common[phrase], phrase))[: config.phrases],
         snippets=[snippets[i] for i in range(0, len(snippets), max(1, len(snippets) // max(1, config.snippets)))],
     )
 

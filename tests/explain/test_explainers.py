@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -82,6 +86,26 @@ def test_words_that_are_everywhere_are_no_evidence() -> None:
     found = tokens.gather([w for w in topical.explain if w.activating], others, tokens.Config())
     assert set(TOPIC) <= set(found.context)
     assert len(set(FILLER) & set(found.context)) < len(FILLER)
+
+
+def test_evidence_is_the_same_in_every_process() -> None:
+    """Strings hash differently from process to process; a resumed run has to find the same evidence."""
+    code = (
+        "import sys; sys.path[:0] = sys.argv[1:]\n"
+        "from test_explainers import record\nfrom autointerp.explain import tokens\n"
+        "windows = record(200).explain\n"
+        "print(tokens.gather(windows[:200], windows[200:], tokens.Config(support=0.01, phrases=40)))"
+    )
+    here = Path(__file__).parent
+    seen = {
+        subprocess.run(
+            [sys.executable, "-c", code, str(here), str(here.parent)],
+            env={**os.environ, "PYTHONHASHSEED": str(seed)}, capture_output=True, text=True, check=True,
+        ).stdout
+        for seed in range(4)
+    }  # fmt: skip
+    assert len(seen) == 1
+    assert "phrases=[" in seen.pop()
 
 
 def test_a_label_grows_only_by_what_separates() -> None:
