@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any, get_args
@@ -48,6 +49,11 @@ def source(name: str) -> str:
 def sha(name: str) -> str:
     """sha256 (16 hex digits) of the template's bytes; stands in every row that came from it."""
     return hashlib.sha256(source(name).encode()).hexdigest()[:16]
+
+
+def joint_sha(templates: Iterable[str]) -> str:
+    """The shas of several templates, joined by +; empty for none."""
+    return "+".join(sha(name) for name in templates)
 
 
 @cache

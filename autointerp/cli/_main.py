@@ -57,7 +57,6 @@ def shadowed() -> list[str]:
 
 
 def main() -> NoReturn:
-
     from autointerp.cli import commands  # noqa: F401  (registers the verbs)
 
     # Spinning threads of two libraries on the same cores cost more than they save.

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
+from functools import partial
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from autointerp.engine.drive import Finished, Router, drive_all
+from autointerp.engine.drive import Finished, Router
 from autointerp.engine.ledger import Ledger, work_key
 from autointerp.explain._proposal import Proposal
 from autointerp.pipeline.clients import clients_for
 from autointerp.pipeline.latents import choose, parse, states, write_latents
 from autointerp.pipeline.rows import failure_rows, usage_rows
 from autointerp.pipeline.session import Session
+from autointerp.pipeline.work import Unit, work_through
 from autointerp.registries import EXPLAINERS, configured, member
 from autointerp.types import LatentRecord, Rows
 from prompts import render
@@ -33,7 +34,7 @@ def explain(session: Session, *, retry_failed: bool = False) -> list[int]:
     latents = choose(session, state)
     session.run.keep_prompts(explainer.TEMPLATES)
     model = router.model_for(explainer.NEEDS)
-    prompt_sha = "+".join(render.sha(name) for name in explainer.TEMPLATES)
+    prompt_sha = render.joint_sha(explainer.TEMPLATES)
     keys = {
         latent: work_key(
             STAGE, latent=latent, explainer=explainer.NAME, config=config, model=model,
@@ -45,33 +46,21 @@ def explain(session: Session, *, retry_failed: bool = False) -> list[int]:
     if retry_failed:
         earlier = ledger.rows("explanations", set(keys.values()))
         ledger.forget(set(earlier.loc[earlier["status"] != "ok", "work_key"]))
-    latent_of = {key: latent for latent, key in keys.items()}
     todo = [latent for latent in latents if keys[latent] not in ledger]
-    if len(todo) < len(latents):
-        session.reporter.say(f"{len(latents) - len(todo)} of {len(latents)} latents are explained already")
-    records: dict[str, LatentRecord] = {}
+    done = len(latents) - len(todo)
+    if done:
+        session.reporter.say(f"{done} of {len(latents)} latents are explained already")
 
-    def units() -> Iterator[tuple[str, Any]]:
+    def units() -> Iterator[Unit]:
         for latent in todo:
-            record = records[keys[latent]] = session.sampler.record(latent)
-            yield keys[latent], lambda record=record: explainer.explain(record, config)
+            record = session.sampler.record(latent)
+            yield (
+                keys[latent],
+                partial(explainer.explain, record, config),
+                partial(_rows, session, record, explainer.NAME, model, prompt_sha),
+            )
 
-    with session.reporter.stage(STAGE, len(latents), "latents") as stage:
-        done = len(latents) - len(todo)
-        stage.update(done)
-
-        def on_done(key: str, finished: Finished) -> None:
-            nonlocal done
-            record = records.pop(key)
-            rows = _rows(session, latent_of[key], record, finished, explainer.NAME, model, prompt_sha)
-            ledger.record(key, rows)
-            done += 1
-            stage.update(done)
-
-        try:
-            asyncio.run(_drive(units(), router, on_done))
-        finally:
-            ledger.flush()
+    work_through(STAGE, units(), router, ledger, session.reporter, done=done, total=len(latents))
     before = session.run.selected(STAGE)
     session.run.select(STAGE, list(keys.values()))
     if before and before != set(keys.values()) and session.run.unselect("score-"):
@@ -96,16 +85,10 @@ def prepare(session: Session) -> tuple[ModuleType, Any, Router]:
     return explainer, config, router
 
 
-async def _drive(units: Iterator[tuple[str, Any]], router: Router, on_done: Any) -> None:
-    try:
-        await drive_all(units, router, on_done)
-    finally:
-        await router.close()
-
-
 def _rows(
-    session: Session, latent: int, record: LatentRecord, finished: Finished, explainer: str, model: str, prompt_sha: str
+    session: Session, record: LatentRecord, explainer: str, model: str, prompt_sha: str, finished: Finished
 ) -> Rows:
+    latent = record.latent
     proposal: Proposal = finished.result
     about = {"run_id": session.run.run_id, "sae_id": session.sae_id, "latent": latent}
     explanation = {

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from types import ModuleType
 from typing import Any
 
 import pandas as pd
 
-from autointerp.engine.drive import Finished, Router, drive_all
+from autointerp.engine.drive import Finished, Router
 from autointerp.engine.ledger import Ledger, work_key
 from autointerp.errors import UserError
 from autointerp.pipeline.clients import clients_for
 from autointerp.pipeline.rows import failure_rows, usage_rows
 from autointerp.pipeline.session import Session
+from autointerp.pipeline.work import Unit, work_through
 from autointerp.registries import SCORERS, configured, member
 from autointerp.sampling.sampler import derangement
-from autointerp.types import LatentRecord, Rows
+from autointerp.types import Rows
 from prompts import render
 from scoring.types import Outcome, Subject
 
@@ -62,7 +63,7 @@ def _score_with(scorer: ModuleType, session: Session, explanations: pd.DataFrame
     router.require(scorer.NEEDS, f"scorer '{scorer.NAME}'")
     model = router.model_for(scorer.NEEDS)
     session.run.keep_prompts(scorer.TEMPLATES)
-    prompt_sha = "+".join(render.sha(name) for name in scorer.TEMPLATES)
+    prompt_sha = render.joint_sha(scorer.TEMPLATES)
     by_latent = {int(row["latent"]): {str(k): v for k, v in row.items()} for row in explanations.to_dict("records")}
     told = [latent for latent, row in by_latent.items() if isinstance(row["text"], str)]
     partner = derangement(told, session.settings.seed)
@@ -85,41 +86,21 @@ def _score_with(scorer: ModuleType, session: Session, explanations: pd.DataFrame
         # An explanation that failed has no score: null, with its reason, never dropped.
         ledger.record(keys[latent], {"scores": [_unexplained(common, by_latent[latent], scorer.METRIC)]})
     todo = [latent for latent in told if keys[latent] not in ledger]
-    latent_of = {key: latent for latent, key in keys.items()}
-    graded: dict[str, tuple[LatentRecord, list[Subject]]] = {}
 
-    def units() -> Iterator[tuple[str, Any]]:
+    def units() -> Iterator[Unit]:
         for latent in todo:
             record = session.sampler.record(latent)
             subjects = [_subject(latent, by_latent[latent], "none")]
             if latent in partner:
                 subjects.append(_subject(latent, by_latent[partner[latent]], CONTROL))
-            graded[keys[latent]] = (record, subjects)
-            windows = getattr(record, scorer.WINDOWS)
-            yield keys[latent], lambda s=subjects, w=windows: scorer.score(s, w, config)
+            yield (
+                keys[latent],
+                partial(scorer.score, subjects, getattr(record, scorer.WINDOWS), config),
+                partial(_rows, session, scorer, common, by_latent[latent], subjects),
+            )
 
-    with session.reporter.stage(scorer.NAME, len(told), "latents") as stage:
-        done = len(told) - len(todo)
-        stage.update(done)
-
-        def on_done(key: str, finished: Finished) -> None:
-            nonlocal done
-            _, subjects = graded.pop(key)
-            row = by_latent[latent_of[key]]
-            ledger.record(key, _rows(session, scorer, common, row, subjects, finished))
-            done += 1
-            stage.update(done)
-
-        async def work() -> None:
-            try:
-                await drive_all(units(), router, on_done)
-            finally:
-                await router.close()
-
-        try:
-            asyncio.run(work())
-        finally:
-            ledger.flush()
+    done = len(told) - len(todo)
+    work_through(scorer.NAME, units(), router, ledger, session.reporter, done=done, total=len(told))
     session.run.select(stage_name, list(keys.values()))
 
 

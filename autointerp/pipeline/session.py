@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +15,7 @@ from autointerp.collect.tokens import pack, tokenise
 from autointerp.config import RunSettings
 from autointerp.engine.ledger import Ledger, work_key
 from autointerp.errors import UserError
+from autointerp.files import sha256_of
 from autointerp.pipeline.run import Run
 from autointerp.progress import Reporter
 from autointerp.sampling.sampler import Sampler
@@ -213,5 +213,4 @@ def _dataset_sha(name: str) -> str | None:
     path = Path(name).expanduser()
     if not path.is_file():
         return None
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    return sha256_of(path)[:16]
