@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from autointerp.cli import options
 from autointerp.cli._main import app
 from autointerp.errors import TooManyFailures, UserError
+
+Prepared = TypeVar("Prepared")
 
 if TYPE_CHECKING:
     from autointerp.config import RunSettings
@@ -70,8 +72,8 @@ def explain(
     from autointerp.pipeline.explain import prepare
     from autointerp.pipeline.metrics import write_sae_metrics
 
-    session = _open(flags, prepare, config=config, sets=sets, fresh=fresh, quiet=quiet, plain=plain)
-    explain_stage(session, retry_failed=retry_failed)
+    session, prepared = _open(flags, prepare, config=config, sets=sets, fresh=fresh, quiet=quiet, plain=plain)
+    explain_stage(session, prepared, retry_failed=retry_failed)
     write_sae_metrics(session)
     session.run.merge()
     rows = session.run.rows("explain", "explanations")
@@ -107,8 +109,8 @@ def score(
     from autointerp.pipeline.score import prepare
     from autointerp.pipeline.score import score as score_stage
 
-    session = _open(flags, prepare, config=config, sets=sets, base=earlier, quiet=quiet, plain=plain)
-    score_stage(session, retry_failed=retry_failed)
+    session, prepared = _open(flags, prepare, config=config, sets=sets, base=earlier, quiet=quiet, plain=plain)
+    score_stage(session, prepared, retry_failed=retry_failed)
     session.run.merge()
     _finish(session)
 
@@ -144,9 +146,9 @@ def _earlier(run: str | None, out: str | None, sae: str | None) -> dict[str, Any
 
 
 def _open(
-    flags: Mapping[str, Any], prepare: Callable[[Session], object], *, config: Path | None, sets: list[str] | None,
+    flags: Mapping[str, Any], prepare: Callable[[Session], Prepared], *, config: Path | None, sets: list[str] | None,
     base: Mapping[str, Any] | None = None, fresh: bool = False, quiet: bool = False, plain: bool = False,
-) -> Session:  # fmt: skip
+) -> tuple[Session, Prepared]:  # fmt: skip
     from dotenv import load_dotenv
 
     from autointerp.config import resolve
@@ -163,9 +165,9 @@ def _open(
     session = Session(Run(out, settings), reporter)
     # Bad input is found before anything is written or removed.
     session.check()
-    prepare(session)
+    prepared = prepare(session)
     session.run.open(fresh=fresh)
-    return session
+    return session, prepared
 
 
 def _allow(session: Session, failed: float, what: str) -> None:

@@ -13,8 +13,10 @@ from typing import Any
 from autointerp.config import DataSettings, RunSettings, resolve
 from autointerp.pipeline.demo_model import demo_subject
 from autointerp.pipeline.explain import explain
+from autointerp.pipeline.explain import prepare as prepare_explain
 from autointerp.pipeline.metrics import write_sae_metrics
 from autointerp.pipeline.run import Run
+from autointerp.pipeline.score import prepare as prepare_score
 from autointerp.pipeline.score import score
 from autointerp.pipeline.session import Session
 from autointerp.pipeline.train import Recipe, train
@@ -90,7 +92,7 @@ def demo(out: Path, size: Size, reporter: Reporter, *, seed: int = 0, fresh: boo
     session = Session(run, reporter)
     if not (out / "sae_metrics.parquet").is_file():
         write_sae_metrics(session)
-    explain(session)
-    score(session)
+    explain(session, prepare_explain(session))
+    score(session, prepare_score(session))
     run.merge()
     return session

@@ -26,9 +26,13 @@ from scoring.types import Window
 STAGE = "explain"
 
 
-def explain(session: Session, *, retry_failed: bool = False) -> list[int]:
-    """Explain the chosen latents; returns them. Finished ones are not asked again."""
-    explainer, config, router = prepare(session)
+Prepared = tuple[ModuleType, Any, Router]
+"""An explainer, its config, and who answers it."""
+
+
+def explain(session: Session, prepared: Prepared, *, retry_failed: bool = False) -> list[int]:
+    """Explain the chosen latents with what `prepare` made; returns them. Finished ones are not asked again."""
+    explainer, config, router = prepared
     state, counts = states(session)
     write_latents(session, state, counts)
     latents = choose(session, state)
@@ -69,7 +73,7 @@ def explain(session: Session, *, retry_failed: bool = False) -> list[int]:
     return latents
 
 
-def prepare(session: Session) -> tuple[ModuleType, Any, Router]:
+def prepare(session: Session) -> Prepared:
     """The explainer and who answers it; finds out whether they, and the latents asked for, can be.
 
     Raises:

@@ -26,22 +26,25 @@ from scoring.types import Outcome, Subject
 CONTROL = "shuffled_explanation"
 
 
-def score(session: Session, *, retry_failed: bool = False) -> None:
-    """Score the run's explanations with every method asked for. Finished units are not scored again."""
-    scorers, explanations = prepare(session)
-    for scorer in scorers:
-        _score_with(scorer, session, explanations, retry_failed)
+Prepared = tuple[list[tuple[ModuleType, Any]], pd.DataFrame]
+"""Scorers with their configs, and the explanations that they grade."""
 
 
-def prepare(session: Session) -> tuple[list[ModuleType], pd.DataFrame]:
+def score(session: Session, prepared: Prepared, *, retry_failed: bool = False) -> None:
+    """Score explanations with what `prepare` made. Finished units are not scored again."""
+    scorers, explanations = prepared
+    for scorer, config in scorers:
+        _score_with(scorer, config, session, explanations, retry_failed)
+
+
+def prepare(session: Session) -> Prepared:
     """The scorers, and what they grade; finds out whether both can be.
 
     Raises:
         UserError: an unknown scorer or option, or nothing to score.
     """
-    scorers = [member(SCORERS, name) for name in dict.fromkeys(session.settings.score.methods)]
-    for scorer in scorers:
-        _config(scorer, session)
+    wanted = [member(SCORERS, name) for name in dict.fromkeys(session.settings.score.methods)]
+    scorers = [(scorer, _config(scorer, session)) for scorer in wanted]
     explanations = session.run.rows("explain", "explanations")
     if explanations.empty:
         raise UserError(
@@ -56,8 +59,9 @@ def _config(scorer: ModuleType, session: Session) -> Any:
     return configured(scorer, options, f"score.options.{scorer.NAME}")
 
 
-def _score_with(scorer: ModuleType, session: Session, explanations: pd.DataFrame, retry_failed: bool) -> None:
-    config = _config(scorer, session)
+def _score_with(
+    scorer: ModuleType, config: Any, session: Session, explanations: pd.DataFrame, retry_failed: bool
+) -> None:
     stage_name = f"score-{scorer.NAME}"
     router = Router(clients_for(scorer.NEEDS, session, session.settings.score))
     router.require(scorer.NEEDS, f"scorer '{scorer.NAME}'")
