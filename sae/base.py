@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from sae.codes import SparseCodes
 from sae.errors import SAEError
+from sae.input_norms import INPUT_NORMS, undo
 from sae.sparse import decode_csr
 
-CHUNK_BYTES = 32 * 2**20
+CHUNK_BYTES = 20 * 2**20
 """Pre-activations of one encoder chunk. Chunks of this size stay near the cache and cost the product no speed."""
 
 
@@ -25,10 +26,29 @@ class SAEConfig:
     """Width of the activations that are encoded."""
     n_latents: int
     """Number of latents (dictionary size)."""
+    d_out: int | None = None
+    """Width of what is reconstructed, where that is not the input (a transcoder)."""
+    apply_b_dec_to_input: bool = True
+    """Encode x - b_dec rather than x."""
+    skip: bool = False
+    """Add a linear map of the input, W_skip, to the reconstruction."""
+    input_norm: str = "none"
+    """What is done to each token before encoding and undone after decoding: none, layer_norm, constant_norm."""
 
     def __post_init__(self) -> None:
-        if self.d_in < 1 or self.n_latents < 1:
-            raise SAEError(f"d_in and n_latents have to be positive, not {self.d_in} and {self.n_latents}")
+        if self.d_in < 1 or self.n_latents < 1 or (self.d_out is not None and self.d_out < 1):
+            raise SAEError(f"d_in, d_out and n_latents have to be positive, not {self.d_in}, {self.width_out} and "
+                           f"{self.n_latents}")  # fmt: skip
+        if self.apply_b_dec_to_input and self.width_out != self.d_in:
+            raise SAEError("apply_b_dec_to_input needs d_out equal to d_in; a transcoder encodes x itself")
+        if self.input_norm not in INPUT_NORMS:
+            raise SAEError(f"unknown input_norm '{self.input_norm}' (known: {', '.join(INPUT_NORMS)})")
+        if self.input_norm != "none" and self.width_out != self.d_in:
+            raise SAEError("input_norm is undone on the output, which has to be as wide as the input")
+
+    @property
+    def width_out(self) -> int:
+        return self.d_in if self.d_out is None else self.d_out
 
 
 @dataclass(kw_only=True)
@@ -39,6 +59,8 @@ class SAEMetadata:
     """Subject model, a hub id or a path."""
     hookpoint: str | None = None
     """Module path whose activations were encoded, e.g. `layers.9`."""
+    target_hookpoint: str | None = None
+    """What is reconstructed, where that is not the hookpoint (a transcoder)."""
     dataset: str | None = None
     context_length: int | None = None
     skip_first: int | None = None
@@ -49,32 +71,51 @@ class SAEMetadata:
     normalization: dict[str, Any] | None = None
     """Scale that training divided by. It is already folded into the weights."""
     metrics: dict[str, float] = field(default_factory=dict)
-    """Held-out figures at the end of training (`fvu`, `l0`, `dead_share`)."""
+    """Held-out figures at the end of training (`fvu`, `l0`, `dead_share`, ...)."""
     extra: dict[str, Any] = field(default_factory=dict)
 
 
 class SparseAutoencoder(nn.Module, ABC):
-    """A dictionary of `n_latents` directions in a space of `d_in` dimensions.
+    """A dictionary of `n_latents` directions in a space of `d_out` dimensions (`d_in`, but for transcoders).
 
-    Weights: `encoder` [F, D] (rows are encoder directions), `b_enc` [F], `W_dec` [F, D] (rows are decoder
-    directions) and `b_dec` [D]. `W_enc` [D, F] is the encoder in the field's usual orientation.
+    Weights: `encoder` [F, D] (rows are encoder directions), `b_enc` [F], `W_dec` [F, O] (rows are decoder
+    directions), `b_dec` [O] and, with `skip`, `W_skip` [O, D]. `W_enc` [D, F] is the encoder in the field's
+    usual orientation. Architectures add thresholds and the like.
     """
 
     architecture: ClassVar[str]
+    tied: ClassVar[bool] = False
+    """The encoder is `W_dec` itself."""
+    input_length: ClassVar[float | None] = None
+    """Mean length that training scales inputs to; None means sqrt(d_in)."""
+    units: ClassVar[tuple[str, ...]] = ("b_enc",)
+    """Tensors that stand in units of the encoder's input, and shrink when an input scale is folded in."""
     config: SAEConfig
 
     def __init__(self, config: SAEConfig, metadata: SAEMetadata | None = None) -> None:
         super().__init__()
+        if self.tied and config.width_out != config.d_in:
+            raise SAEError(f"{self.architecture} encodes with its decoder: d_out has to equal d_in")
         self.config = config
         self.metadata = metadata or SAEMetadata()
-        self.encoder = nn.Parameter(torch.zeros(config.n_latents, config.d_in))
-        self.b_enc = nn.Parameter(torch.zeros(config.n_latents))
-        self.W_dec = nn.Parameter(torch.zeros(config.n_latents, config.d_in))
-        self.b_dec = nn.Parameter(torch.zeros(config.d_in))
+        self.product_dtype: torch.dtype | None = None
+        if not self.tied:
+            self.encoder = nn.Parameter(torch.zeros(config.n_latents, config.d_in))
+        if "b_enc" in self.units:
+            self.b_enc = nn.Parameter(torch.zeros(config.n_latents))
+        self.W_dec = nn.Parameter(torch.zeros(config.n_latents, config.width_out))
+        self.b_dec = nn.Parameter(torch.zeros(config.width_out))
+        if config.skip:
+            self.W_skip = nn.Parameter(torch.zeros(config.width_out, config.d_in))
 
     @property
     def W_enc(self) -> Tensor:
-        return self.encoder.T
+        return self.encoder_rows.T
+
+    @property
+    def encoder_rows(self) -> Tensor:
+        """Encoder directions `[F, D]`, whether they are parameters of their own or the decoder's."""
+        return self.W_dec if self.tied else self.encoder
 
     @property
     def d_in(self) -> int:
@@ -84,30 +125,16 @@ class SparseAutoencoder(nn.Module, ABC):
     def n_latents(self) -> int:
         return self.config.n_latents
 
+    @property
+    def unit_decoder(self) -> bool:
+        """Training keeps decoder rows at unit length."""
+        return True
+
+    # Inference
+
     @abstractmethod
-    def encode_rows(self, x: Tensor) -> SparseCodes:
-        """Codes of a chunk of rows `[n, D]`, in inference."""
-
-    def initialise(self, seed: int) -> None:
-        """Random unit decoder rows, the encoder their transpose, zero biases."""
-        generator = torch.Generator(device="cpu").manual_seed(seed)
-        directions = torch.randn(self.n_latents, self.d_in, generator=generator)
-        directions /= directions.norm(dim=1, keepdim=True)
-        with torch.no_grad():
-            self.W_dec.copy_(directions)
-            self.encoder.copy_(directions)
-            self.b_enc.zero_()
-            self.b_dec.zero_()
-
-    def rescale(self, scale: float) -> None:
-        """Fold an input scale into the weights: a dictionary trained on `scale * x` becomes one for `x`.
-
-        For rules that commute with positive scaling (ReLU, TopK) the codes shrink by `scale` and the
-        decoder keeps its norm; others override this together with their thresholds.
-        """
-        with torch.no_grad():
-            self.b_enc.div_(scale)
-            self.b_dec.div_(scale)
+    def encode_rows(self, inputs: Tensor) -> SparseCodes:
+        """Codes of encoder inputs `[n, D]` (see `encoder_input`), in inference."""
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> SparseCodes:
@@ -118,22 +145,96 @@ class SparseAutoencoder(nn.Module, ABC):
         """
         rows = self._rows(x)
         if rows.shape[0] == 0:
-            return SparseCodes.from_topk(rows.new_zeros(0, 1), torch.zeros(0, 1, dtype=torch.int64), self.n_latents)
-        step = max(1, CHUNK_BYTES // (rows.element_size() * self.n_latents))
-        return SparseCodes.cat([self.encode_rows(chunk) for chunk in torch.split(rows, step)])
+            return SparseCodes.empty(self.n_latents, self.W_dec)
+        rows, scale, shift = INPUT_NORMS[self.config.input_norm](rows)
+        chunks = torch.split(rows, self.chunk_rows())
+        codes = SparseCodes.cat([self.encode_rows(self.encoder_input(chunk)) for chunk in chunks])
+        return codes.normalised(scale, shift)
 
     @torch.no_grad()
     def decode(self, codes: SparseCodes) -> Tensor:
-        """Reconstructions `[N, D]`, decoder bias included."""
-        return decode_csr(codes.offsets, codes.latents, codes.values, self.W_dec) + self.b_dec
+        """Reconstructions `[N, O]` of the codes alone, decoder bias included (a skip connection is not)."""
+        out = decode_csr(codes.offsets, codes.latents, codes.values, self.W_dec) + self.b_dec
+        return undo(out, codes.scale, codes.shift)
 
     def encode_dense(self, x: Tensor) -> Tensor:
         """Codes as a dense `[..., F]` tensor; for small inputs only."""
         return self.encode(x).to_dense().reshape(*x.shape[:-1], self.n_latents)
 
+    @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
-        """Reconstruction of `[..., D]`."""
-        return self.decode(self.encode(x)).reshape(x.shape)
+        """Reconstruction of `[..., D]`, skip connection included: `[..., O]`."""
+        out = self.decode(self.encode(x))
+        if self.config.skip:
+            out += self._rows(x) @ self.W_skip.T
+        return out.reshape(*x.shape[:-1], self.config.width_out)
+
+    def encoder_input(self, x: Tensor) -> Tensor:
+        """What the encoder product reads of `[n, D]`: x - b_dec, or x."""
+        return x - self.b_dec if self.config.apply_b_dec_to_input else x
+
+    def preactivations(self, inputs: Tensor, out: Tensor | None = None) -> Tensor:
+        """The one dense product, `[n, D] -> [n, F]`, in the dtype that the processor is fast in."""
+        rows = self.encoder_rows
+        bias = self.b_enc if "b_enc" in self.units else rows.new_zeros(self.n_latents)
+        if self.product_dtype is None:
+            return torch.addmm(bias, inputs, rows.T, out=out)
+        low = inputs.to(self.product_dtype) @ rows.to(self.product_dtype).T
+        return low.to(inputs.dtype).add_(bias)
+
+    def chunk_rows(self) -> int:
+        """Rows of one encoder chunk."""
+        return max(1, CHUNK_BYTES // (self.W_dec.element_size() * self.n_latents))
+
+    # Training
+
+    def initialise(self, seed: int) -> None:
+        """Random unit decoder rows, the encoder half their transpose, zero biases."""
+        generator = torch.Generator(device="cpu").manual_seed(seed)
+        directions = torch.randn(self.n_latents, self.d_in, generator=generator)
+        directions /= directions.norm(dim=1, keepdim=True)
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.zero_()
+            if not self.tied:
+                # Half the tied encoder keeps the first reconstructions from overshooting on correlated directions.
+                self.encoder.copy_(directions).mul_(0.5)
+            if self.config.width_out != self.d_in:
+                directions = torch.randn(self.n_latents, self.config.width_out, generator=generator)
+                directions /= directions.norm(dim=1, keepdim=True)
+            self.W_dec.copy_(directions)
+
+    def initialise_from(self, target: Tensor) -> None:
+        """What is read off the first batches `[n, O]`: the decoder bias is their mean."""
+        with torch.no_grad():
+            self.b_dec.copy_(target.mean(dim=0))
+
+    def before_update(self) -> None:
+        """Between gradient and optimiser: drop the part of each decoder gradient that unit length would undo."""
+        grad = self.W_dec.grad
+        if self.unit_decoder and grad is not None:
+            grad.addcmul_(self.W_dec, torch.linalg.vecdot(grad, self.W_dec)[:, None], value=-1.0)
+
+    def after_update(self) -> None:
+        """After the optimiser: decoder rows back to unit length."""
+        if self.unit_decoder:
+            self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True).clamp_min_(1e-8))
+
+    def rescale(self, scale: float, target_scale: float | None = None) -> None:
+        """Fold input scales into the weights: trained on `scale * x`, it becomes a dictionary for `x`.
+
+        Codes shrink by the target's scale (the input's own, but for transcoders) and the decoder keeps its norm.
+        Holds for every rule that commutes with positive scaling once what is in `units` shrinks alike.
+        """
+        target_scale = scale if target_scale is None else target_scale
+        ratio = scale / target_scale
+        with torch.no_grad():
+            for name in (*self.units, "b_dec"):
+                getattr(self, name).div_(target_scale)
+            if ratio != 1.0:
+                self.encoder.mul_(ratio)
+                if self.config.skip:
+                    self.W_skip.mul_(ratio)
 
     def config_dict(self) -> dict[str, Any]:
         return asdict(self.config)
@@ -141,7 +242,7 @@ class SparseAutoencoder(nn.Module, ABC):
     def _rows(self, x: Tensor) -> Tensor:
         if x.ndim < 1 or x.shape[-1] != self.d_in:
             raise SAEError(f"activations have shape {tuple(x.shape)}; this SAE reads a last dimension of {self.d_in}")
-        rows = x.reshape(-1, self.d_in).to(self.encoder.dtype)
+        rows = x.reshape(-1, self.d_in).to(self.W_dec.dtype)
         if not torch.isfinite(rows).all():
             raise SAEError("activations hold NaN or infinity; check the subject model's dtype (try float32)")
         return rows

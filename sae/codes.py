@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -13,13 +13,16 @@ class SparseCodes:
     """CSR by token: row t holds `latents[offsets[t]:offsets[t+1]]` with `values` of the same slice.
 
     `offsets` int64 [N+1], `latents` int64 [nnz], `values` [nnz] (non-zero; negative for signed SAEs).
-    Latents within a row are in no particular order.
+    Latents within a row are in no particular order. SAEs that normalise each token keep here what
+    decoding has to undo: `scale` and `shift` [N, 1].
     """
 
     offsets: Tensor
     latents: Tensor
     values: Tensor
     n_latents: int
+    scale: Tensor | None = None
+    shift: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.offsets.ndim != 1 or self.latents.shape != self.values.shape or self.latents.ndim != 1:
@@ -34,6 +37,12 @@ class SparseCodes:
         """Row of each entry, int64 [nnz]."""
         counts = self.offsets.diff()
         return torch.repeat_interleave(torch.arange(self.n_rows, device=counts.device), counts)
+
+    @classmethod
+    def empty(cls, n_latents: int, like: Tensor) -> SparseCodes:
+        """No rows at all."""
+        nothing = torch.zeros(0, dtype=torch.int64, device=like.device)
+        return cls(nothing.new_zeros(1), nothing, like.new_zeros(0), n_latents)
 
     @classmethod
     def from_topk(cls, values: Tensor, latents: Tensor, n_latents: int) -> SparseCodes:
@@ -52,6 +61,15 @@ class SparseCodes:
         return cls(offsets, latents, dense[rows, latents], dense.shape[1])
 
     @classmethod
+    def from_mask(cls, values: Tensor, mask: Tensor) -> SparseCodes:
+        """The entries of `[N, F]` values where `mask` holds, but for zeros."""
+        return cls.from_dense(values * mask)
+
+    def normalised(self, scale: Tensor | None, shift: Tensor | None) -> SparseCodes:
+        """The same codes, of tokens that were normalised before encoding."""
+        return replace(self, scale=scale, shift=shift)
+
+    @classmethod
     def cat(cls, parts: list[SparseCodes]) -> SparseCodes:
         """One after another, by rows."""
         ends = [part.offsets[1:] for part in parts]
@@ -65,6 +83,8 @@ class SparseCodes:
             torch.cat([part.latents for part in parts]),
             torch.cat([part.values for part in parts]),
             parts[0].n_latents,
+            _stack([part.scale for part in parts]),
+            _stack([part.shift for part in parts]),
         )
 
     def to_dense(self) -> Tensor:
@@ -79,3 +99,10 @@ class SparseCodes:
         mine = self.latents == latent
         out[self.rows[mine]] = self.values[mine]
         return out
+
+
+def _stack(parts: list[Tensor | None]) -> Tensor | None:
+    given = [part for part in parts if part is not None]
+    if given and len(given) != len(parts):
+        raise ValueError("codes of normalised and of raw tokens cannot be joined")
+    return torch.cat(given) if given else None

@@ -1,79 +1,111 @@
 """Products with sparse codes that cost what their non-zeros cost.
 
-All of it runs on (row, latent) pairs: `k` latents a row, held as `[B, k]` indices and values. Sorted
-once by latent, the pairs turn both weight gradients into sums over gathered rows, which torch's
-`embedding_bag` does without ever building a `pairs x D` or a `rows x latents` tensor.
+The codes of a batch are (row, latent) pairs with a value each. Bags of pairs are summed by torch's
+`embedding_bag`: by row that is the decoder, by latent it is every weight gradient. Neither builds a
+`pairs x D` nor a `rows x latents` tensor, and neither waits for the device.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 
-def decode_pairs(values: Tensor, latents: Tensor, W_dec: Tensor) -> Tensor:
-    """`sum_j values[b, j] * W_dec[latents[b, j]]`: `[B, k], [B, k], [F, D] -> [B, D]`."""
-    return functional.embedding_bag(latents, W_dec, per_sample_weights=values, mode="sum")
-
-
-def decode_csr(offsets: Tensor, latents: Tensor, values: Tensor, W_dec: Tensor) -> Tensor:
-    """The same for rows of unequal length, `offsets` `[B+1] -> [B, D]`."""
-    if offsets.numel() <= 1:
-        return W_dec.new_zeros(0, W_dec.shape[1])
+def bag_sums(indices: Tensor, offsets: Tensor, weights: Tensor, source: Tensor) -> Tensor:
+    """`out[b] = sum_p weights[p] * source[indices[p]]` over p in `offsets[b]:offsets[b+1]`: `[P], [N+1] -> [N, D]`."""
     return functional.embedding_bag(
-        latents, W_dec, offsets, per_sample_weights=values.to(W_dec.dtype), mode="sum", include_last_offset=True
+        indices, source, offsets, per_sample_weights=weights, mode="sum", include_last_offset=True
     )
 
 
-def values_gradient(grad: Tensor, latents: Tensor, W_dec: Tensor) -> Tensor:
-    """Gradient of `decode_pairs` with respect to its values: `[B, D] -> [B, k]`.
+def decode_csr(offsets: Tensor, latents: Tensor, values: Tensor, W_dec: Tensor) -> Tensor:
+    """Sum of decoder rows per token, `offsets` `[N+1] -> [N, D]`."""
+    if offsets.numel() <= 1:
+        return W_dec.new_zeros(0, W_dec.shape[1])
+    return bag_sums(latents, offsets, values.to(W_dec.dtype), W_dec)
 
-    Goes through autograd of `embedding_bag`, whose kernel for this does not gather `B x k x D`.
+
+@dataclass(slots=True)
+class Pairs:
+    """(row, latent) pairs of a batch, in order of row. Values travel beside them as `[P]` tensors.
+
+    `rows`, `latents` int64 [P]; `offsets` int64 [n_rows + 1] delimits each row's pairs.
     """
-    weights = torch.zeros(latents.shape, dtype=W_dec.dtype, device=W_dec.device, requires_grad=True)
-    with torch.enable_grad():
-        out = decode_pairs(weights, latents, W_dec.detach())
-    return torch.autograd.grad(out, weights, grad)[0]
 
-
-@dataclass(frozen=True, slots=True)
-class SortedPairs:
-    """(row, latent) pairs of a batch in order of latent. `offsets` `[F+1]` delimits each latent's rows."""
-
-    order: Tensor
     rows: Tensor
+    latents: Tensor
     offsets: Tensor
+    n_latents: int
+    _by_latent: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
 
     @classmethod
-    def of(cls, latents: Tensor, n_latents: int) -> SortedPairs:
-        """From `[B, k]` latent indices."""
-        flat = latents.reshape(-1)
-        # A stable sort fixes the order of summation, so that a resumed run adds up to the same bits.
-        order = torch.sort(flat, stable=True).indices
-        offsets = torch.zeros(n_latents + 1, dtype=torch.int64, device=flat.device)
-        torch.cumsum(torch.bincount(flat, minlength=n_latents), dim=0, out=offsets[1:])
-        return cls(order, order // latents.shape[1], offsets)
+    def of_topk(cls, latents: Tensor, n_latents: int) -> Pairs:
+        """From `[n, k]` latents per row."""
+        n, k = latents.shape
+        offsets = torch.arange(0, n * k + 1, k, device=latents.device)
+        rows = torch.arange(n, device=latents.device).repeat_interleave(k, output_size=n * k)
+        return cls(rows, latents.reshape(-1), offsets, n_latents)
+
+    @classmethod
+    def of_rows(cls, rows: Tensor, latents: Tensor, n_rows: int, n_latents: int) -> Pairs:
+        """From pairs that are already in order of row."""
+        edges = torch.arange(n_rows + 1, device=rows.device)
+        return cls(rows, latents, torch.searchsorted(rows, edges), n_latents)
 
     @property
-    def counts(self) -> Tensor:
-        """How many rows each latent has, `[F]`."""
-        return self.offsets.diff()
+    def n_rows(self) -> int:
+        return self.offsets.numel() - 1
+
+    def with_rows(self, rows: Tensor) -> Pairs:
+        """The same pairs for sums by latent whose sources lie at other rows."""
+        return Pairs(rows, self.latents, self.offsets, self.n_latents, self._by_latent)
+
+    def decode(self, values: Tensor, W_dec: Tensor) -> Tensor:
+        """`[P], [F, D] -> [n_rows, D]`."""
+        return decode_csr(self.offsets, self.latents, values, W_dec)
+
+    def decode_and_pull(self, values: Tensor, W_dec: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """The decoder's sums `[n_rows, D]`, and the map from their gradient to that of the values `[P]`.
+
+        The map is autograd's own for `embedding_bag`: one dot product a pair, without gathering `P x D`.
+        """
+        leaf = values.detach().requires_grad_()
+        with torch.enable_grad():
+            out = decode_csr(self.offsets, self.latents, leaf, W_dec.detach())
+
+        def pull(grad: Tensor) -> Tensor:
+            if leaf.numel() == 0:
+                return torch.zeros_like(leaf)
+            return torch.autograd.grad(out, leaf, grad)[0]
+
+        return out.detach(), pull
+
+    def _latent_order(self) -> tuple[Tensor, Tensor]:
+        if self._by_latent is None:
+            # A stable sort fixes the order of summation, so that a resumed run adds up to the same bits.
+            ordered, order = torch.sort(self.latents, stable=True)
+            edges = torch.arange(self.n_latents + 1, device=ordered.device)
+            self._by_latent = order, torch.searchsorted(ordered, edges)
+        return self._by_latent
 
     def sum_rows(self, weights: Tensor, source: Tensor) -> Tensor:
-        """`out[f] = sum over f's pairs of weight * source[row]`: `[B, k], [B, D] -> [F, D]`."""
-        return functional.embedding_bag(
-            self.rows,
-            source,
-            self.offsets,
-            per_sample_weights=weights.reshape(-1)[self.order],
-            mode="sum",
-            include_last_offset=True,
-        )
+        """`out[f] = sum over f's pairs of weight * source[row]`: `[P], [n_rows, D] -> [F, D]`."""
+        order, offsets = self._latent_order()
+        return bag_sums(self.rows[order], offsets, weights[order], source)
 
     def sum_weights(self, weights: Tensor) -> Tensor:
-        """`out[f] = sum of f's weights`: `[B, k] -> [F]`."""
-        ones = weights.new_ones(weights.shape[0], 1)
-        return self.sum_rows(weights, ones)[:, 0]
+        """`out[f] = sum of f's weights`: `[P] -> [F]`."""
+        order, offsets = self._latent_order()
+        ones = weights.new_ones(1, 1)
+        return bag_sums(torch.zeros_like(order), offsets, weights[order], ones)[:, 0]
+
+    def count(self, mask: Tensor) -> Tensor:
+        """How many of each latent's pairs are in `mask` (bool [P]): int64 [F]."""
+        order, offsets = self._latent_order()
+        ends = torch.zeros(len(order) + 1, dtype=torch.int64, device=order.device)
+        torch.cumsum(mask[order], dim=0, out=ends[1:])
+        return ends[offsets].diff()

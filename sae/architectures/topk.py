@@ -1,7 +1,7 @@
 """TopK: keep the k largest pre-activations of a token (Gao et al. 2024, arXiv 2406.04093).
 
-Loss: squared error over the batch's variance, plus `auxk_alpha` times the AuxK loss: dead latents
-reconstruct what is left of the error (their section 2.4 and appendix A.2).
+Loss: squared error over the batch's variance, plus `auxk_alpha` times AuxK; with `multi_topk` also an
+eighth of the squared error that 4k latents would leave, so that codes stay good at other k (their A.5).
 """
 
 from __future__ import annotations
@@ -12,86 +12,82 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from sae.base import SAEConfig, SAEMetadata, SparseAutoencoder
+from sae.base import SAEMetadata
 from sae.codes import SparseCodes
-from sae.errors import SAEError
-from sae.sparse import SortedPairs, decode_pairs
-from sae.training import Gradients, StepResult, gradients_of_pairs
+from sae.selection import SelectingSAE, SelectionConfig
+from sae.sparse import Pairs
+from sae.training import (
+    Batch,
+    Gradients,
+    StepContext,
+    StepResult,
+    add_decoder_gradients,
+    add_encoder_gradients,
+    reconstruction_error,
+    variance_of,
+)
+
+MULTI, MULTI_WEIGHT = 4, 1 / 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(SAEConfig):
-    k: int = 32
-    """Latents kept per token."""
-    auxk_alpha: float = 1 / 32
-    """Weight of the AuxK loss; 0 turns it off."""
-    auxk_rows: int = 8
-    """The AuxK loss looks at every n-th row of a batch."""
-
-    def __post_init__(self) -> None:
-        SAEConfig.__post_init__(self)
-        if not 1 <= self.k <= self.n_latents:
-            raise SAEError(f"k has to lie between 1 and n_latents ({self.n_latents}), not {self.k}")
+class Config(SelectionConfig):
+    multi_topk: bool = False
+    """Also learn to reconstruct from 4k latents, at an eighth of the weight."""
 
 
-class TopK(SparseAutoencoder):
-    """f = the k largest of ReLU((x - b_dec) W_enc + b_enc); ties go to the lower index torch.topk returns."""
+class TopK(SelectingSAE):
+    """f = the k largest of ReLU((x - b_dec) W_enc + b_enc); ties go to the index that torch.topk returns."""
 
     architecture: ClassVar[str] = "topk"
     config: Config
 
-    def select(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """`[n, D]` centred rows -> values and latents `[n, k]`. The one dense product."""
-        pre = torch.addmm(self.b_enc, rows, self.encoder.T)
-        values, latents = pre.topk(self.config.k, dim=1, sorted=False)
+    def choose(self, pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Values and latents `[n, k]` kept of pre-activations `[n, F]`."""
+        values, latents = pre.topk(k, dim=1, sorted=False)
         return values.relu_(), latents
 
-    def encode_rows(self, x: Tensor) -> SparseCodes:
-        return SparseCodes.from_topk(*self.select(x - self.b_dec), self.n_latents)
+    def encode_rows(self, inputs: Tensor) -> SparseCodes:
+        return SparseCodes.from_topk(*self.choose(self.preactivations(inputs), self.config.k), self.n_latents)
+
+    def select(self, batch: Batch, inputs: Tensor, context: StepContext) -> tuple[Pairs, Tensor]:
+        return self._select(inputs, self.config.k)
+
+    def _select(self, inputs: Tensor, k: int) -> tuple[Pairs, Tensor]:
+        n = inputs.shape[0]
+        values = inputs.new_empty(n, k)
+        latents = torch.empty(n, k, dtype=torch.int64, device=inputs.device)
+        step = self.chunk_rows()
+        buffer = inputs.new_empty(min(step, n), self.n_latents)
+        for start in range(0, n, step):
+            rows = inputs[start : start + step]
+            pre = self.preactivations(rows, out=buffer[: len(rows)])
+            values[start : start + step], latents[start : start + step] = self.choose(pre, k)
+        return Pairs.of_topk(latents, self.n_latents), values.reshape(-1)
 
     @torch.no_grad()
-    def step(self, x: Tensor, dead: Tensor | None, chunk: int = 1024) -> StepResult:
-        """Loss and gradients of one batch `[B, D]`, written to `.grad`.
+    def step(self, batch: Batch, context: StepContext) -> StepResult:
+        """Loss of one batch; its gradients are written to `.grad`."""
+        result = super().step(batch, context)
+        if not self.config.multi_topk:
+            return result
+        wide = self._wide_term(batch, context)
+        return result._replace(loss=result.loss + MULTI_WEIGHT * wide, parts={**result.parts, "multi_topk": wide})
 
-        `dead` holds the indices of latents that have not fired for long, or None.
-        """
-        centred = x - self.b_dec
-        chosen = [self.select(rows) for rows in torch.split(centred, chunk)]
-        values = torch.cat([v for v, _ in chosen])
-        latents = torch.cat([i for _, i in chosen])
-        error = decode_pairs(values, latents, self.W_dec).add_(self.b_dec).sub_(x)
-        variance = (x - x.mean(dim=0)).square_().sum().clamp_min_(1e-12)
-        squared_error = error.square().sum()
-
-        pairs = SortedPairs.of(latents, self.n_latents)
-        grad_out = error * (2.0 / variance)
-        grads = gradients_of_pairs(self, pairs, values, latents, centred, grad_out)
-        grads.b_dec += grad_out.sum(dim=0)
-
-        auxk = x.new_zeros(())
-        if dead is not None and dead.numel() and self.config.auxk_alpha > 0:
-            auxk = self._add_auxk(grads, centred[:: self.config.auxk_rows], -error[:: self.config.auxk_rows], dead)
-        grads.write(self)
-        fvu = squared_error / variance
-        return StepResult(
-            loss=fvu + self.config.auxk_alpha * auxk, fvu=fvu, auxk=auxk,
-            fired=torch.bincount(latents[values > 0], minlength=self.n_latents),
-            n_active=(values > 0).sum(),
-        )  # fmt: skip
-
-    def _add_auxk(self, grads: Gradients, centred: Tensor, residual: Tensor, dead: Tensor) -> Tensor:
-        """AuxK on the dead columns alone; adds its gradients, returns its loss."""
-        k_aux = min(self.d_in // 2, dead.numel())
-        pre = torch.addmm(self.b_enc[dead], centred, self.encoder[dead].T)
-        values, local = pre.topk(max(k_aux, 1), dim=1, sorted=False)
-        values.relu_()
-        latents = dead[local]
-        scale = (residual - residual.mean(dim=0)).square().sum().clamp_min(1e-12)
-        miss = decode_pairs(values, latents, self.W_dec) - residual
-        grad_out = miss * (2.0 * self.config.auxk_alpha / scale)
-        pairs = SortedPairs.of(latents, self.n_latents)
-        grads += gradients_of_pairs(self, pairs, values, latents, centred, grad_out)
-        return miss.square().sum() / scale
+    def _wide_term(self, batch: Batch, context: StepContext) -> Tensor:
+        """FVU with 4k latents; adds an eighth of its gradient."""
+        inputs = self.encoder_input(batch.x)
+        pairs, values = self._select(inputs, min(MULTI * self.config.k, self.n_latents))
+        variance = variance_of(batch.y, context, context.rows_of(batch))
+        recon, pull = pairs.decode_and_pull(values, self.W_dec)
+        error = reconstruction_error(self, recon, batch)
+        fvu: Tensor = torch.linalg.vector_norm(error).square() / variance
+        grad_out = error.mul_(2.0 * MULTI_WEIGHT / variance)
+        gradients = Gradients({name: p.grad for name, p in self.named_parameters() if p.grad is not None})
+        add_encoder_gradients(self, gradients, pairs, pull(grad_out) * (values != 0), inputs)
+        add_decoder_gradients(self, gradients, pairs, values, grad_out, batch.x)
+        gradients.write(self)
+        return fvu
 
 
 def create(config: dict[str, Any], metadata: SAEMetadata | None = None) -> TopK:

@@ -20,8 +20,11 @@ from safetensors.torch import load_file
 from sae import SAEError, TrainConfig, Trainer
 from sae.architectures.topk import Config, TopK
 from sae.errors import Diverged
+from sae.learner import Learner, Progress
 from sae.metrics import Reconstruction
-from sae.trainer import Progress
+from sae.sources import Replay, Rows
+from sae.trainer import train_all
+from sae.world import World
 
 SHAPE = Config(d_in=32, n_latents=256, k=3)
 TRAIN = TrainConfig(
@@ -130,13 +133,84 @@ def test_the_loss_falls_and_the_scale_is_folded(tmp_path: Path) -> None:
 
 def test_batches_of_an_epoch_cover_the_rows_once() -> None:
     x = np.arange(1000, dtype=np.float32)[:, None].repeat(32, axis=1) + 1
-    trainer = Trainer(TopK(SHAPE), x, replace(TRAIN, batch_size=100))
-    epochs = []
-    for epoch in (0, 1):
-        rows = np.concatenate([trainer.batch(10 * epoch + i)[:, 0].numpy() / trainer.scale for i in range(10)])
-        assert sorted(np.round(rows).astype(int)) == list(range(1, 1001))
-        epochs.append(rows)
-    assert not np.array_equal(*epochs), "each epoch has an order of its own"
+    for block in (1, 5):
+        source = Replay({"x": Rows(x)}, batch_size=100, epochs=2, seed=5, block=block)
+        epochs = []
+        for epoch in (0, 1):
+            rows = np.concatenate([source.batch(10 * epoch + i)["x"][:, 0].numpy() for i in range(10)])
+            assert sorted(rows.astype(int)) == list(range(1, 1001))
+            epochs.append(rows)
+        assert not np.array_equal(*epochs), "each epoch has an order of its own"
+
+
+def test_processes_share_a_batch_without_overlap() -> None:
+    x = np.arange(1000, dtype=np.float32)[:, None]
+    whole = Replay({"x": Rows(x)}, batch_size=100, epochs=1, seed=5, block=5)
+    shares = [
+        Replay({"x": Rows(x)}, batch_size=100, epochs=1, seed=5, block=5, world=World(rank, 2)) for rank in (0, 1)
+    ]
+    for step in (0, 7):
+        parts = torch.cat([share.batch(step)["x"] for share in shares])
+        assert sorted(parts[:, 0].tolist()) == sorted(whole.batch(step)["x"][:, 0].tolist())
+    with pytest.raises(SAEError, match="does not divide into 2 processes of blocks of 8"):
+        Replay({"x": Rows(x)}, batch_size=100, epochs=1, seed=5, block=8, world=World(0, 2))
+
+
+def test_eight_bit_rows_are_scaled_back() -> None:
+    x = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32)
+    scales = np.abs(x).max(axis=1) / 127
+    rows = Rows(np.round(x / scales[:, None]).astype(np.int8), scales)
+    assert (rows.read(slice(3, 9)) - torch.from_numpy(x[3:9])).abs().max() <= scales.max() / 2 + 1e-6
+    assert rows.read(np.array([5, 8])).dtype == torch.float32
+
+
+def test_sites_of_unequal_length_are_refused() -> None:
+    with pytest.raises(SAEError, match="the same tokens"):
+        Replay({"x": Rows(np.zeros((9, 2))), "y": Rows(np.zeros((8, 2)))}, batch_size=2, epochs=1, seed=0)
+
+
+def test_dictionaries_trained_together_are_those_trained_alone(tmp_path: Path) -> None:
+    """One pass over the batches for several dictionaries changes nothing for any of them, not even after a kill."""
+    x = data()
+
+    def learner(k: int, folder: Path) -> Learner:
+        model = TopK(replace(SHAPE, k=k))
+        return Learner(model, TRAIN.learning(), source.n_steps, folder=folder)
+
+    source = Replay({"x": Rows(x)}, batch_size=256, epochs=10, seed=5)
+    alone = {}
+    for k in (2, 3):
+        alone[k] = learner(k, tmp_path / f"alone{k}")
+        train_all([alone[k]], source)
+    together = [learner(k, tmp_path / f"both{k}") for k in (2, 3)]
+
+    def stop(step: int, reports: list[Progress]) -> None:
+        if step == 50:
+            together[0].save_checkpoint()  # what a kill between two checkpoints leaves: one is ahead of the other
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_all(together, source, checkpoint_every=20, on_progress=stop)
+    resumed = [learner(k, tmp_path / f"both{k}") for k in (2, 3)]
+    train_all(resumed, source, checkpoint_every=20)
+    for k, one in zip((2, 3), resumed, strict=True):
+        for name, tensor in weights(alone[k].model).items():
+            assert torch.equal(tensor, weights(one.model)[name]), (k, name)
+
+
+def test_a_trainer_runs_once() -> None:
+    trainer = Trainer(TopK(SHAPE), data(), replace(TRAIN, epochs=1))
+    trainer.run()
+    with pytest.raises(SAEError, match="make a new one"):
+        trainer.run()
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
+    run(tmp_path, replace(TRAIN, epochs=1))
+    path = tmp_path / "checkpoint.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(SAEError, match=r"damaged.*delete it"):
+        run(tmp_path, replace(TRAIN, epochs=1))
 
 
 @pytest.mark.parametrize(
@@ -178,14 +252,15 @@ def test_a_blown_up_run_is_an_error_even_if_finite() -> None:
 def test_activations_that_are_not_finite_are_refused() -> None:
     x = data()
     x[17, 3] = np.nan
-    with pytest.raises(SAEError, match="mean norm of the activations is nan"):
+    with pytest.raises(SAEError, match="hold NaN or infinity"):
         run(None, TRAIN, x)
     with pytest.raises(SAEError, match=r"is 0\.0; nothing can be trained"):
         run(None, TRAIN, np.zeros_like(x))
 
 
-def test_a_rare_nan_stops_the_run() -> None:
+def test_a_rare_nan_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """One bad row that the sample for the scale did not see."""
+    monkeypatch.setattr("sae.sources.SAMPLE_ROWS", 64)
     x = data()
     trainer = Trainer(TopK(SHAPE), x, TRAIN)
     x[17, 3] = np.nan
@@ -193,11 +268,15 @@ def test_a_rare_nan_stops_the_run() -> None:
         trainer.run()
 
 
-def test_the_last_good_checkpoint_is_good(tmp_path: Path) -> None:
+def test_the_last_good_checkpoint_is_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sae.sources.SAMPLE_ROWS", 64)
     x = data()
     trainer = Trainer(TopK(SHAPE), x, replace(TRAIN, log_every=50, checkpoint_every=4), tmp_path)
-    trainer.batch(0)
-    x[trainer._order[-1], 3] = np.nan  # a row that the first epoch leaves out, so that good checkpoints come first
+    trainer.source.batch(0)
+    x[trainer.source._order[-1], 3] = (
+        np.nan
+    )  # a row that the first epoch leaves out, so that good checkpoints come first
+    assert torch.isfinite(trainer.source.sample()["x"]).all(), "the sample has to miss it"
     with pytest.raises(Diverged, match="last good checkpoint is in"):
         trainer.run()
     assert all(torch.isfinite(tensor).all() for tensor in load_file(tmp_path / "checkpoint.safetensors").values())
