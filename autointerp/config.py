@@ -38,8 +38,10 @@ class DataSettings(Section):
     """Column that holds the text. Default: text, content, document or body."""
     tokens: int = Field(1_000_000, ge=1)
     """Tokens to collect activations over."""
+    mode: str = Field("packed", pattern="^(packed|dialogues)$")
+    """packed: documents one after another, cut into contexts. dialogues: each alone in the model's chat template."""
     context_length: int = Field(256, ge=8)
-    """Tokens per context."""
+    """Tokens per context; dialogues are cut there."""
     skip_documents: int | None = Field(None, ge=0)
     """Leading documents to leave out. Default: those the SAE was trained on, where its metadata says so."""
     skip_first: int = Field(1, ge=0)
@@ -102,6 +104,59 @@ class ScoreSettings(Section):
     """Options of single scorers, e.g. {surprisal: {windows: 20}}."""
 
 
+class TrainSettings(Section):
+    """A grid: every architecture at every hookpoint, width and seed, trained in one pass of the subject model."""
+
+    architectures: tuple[str, ...] = ("topk",)
+    """Architectures to train; see `autointerp list saes`."""
+    hookpoints: tuple[str, ...] = ()
+    """Where to train; see subject.hookpoint for names. Default: subject.hookpoint."""
+    target: str | None = None
+    """Hookpoint that a transcoder reconstructs, e.g. layers.9.mlp for hookpoints layers.9.mlp:in."""
+    expansions: tuple[int, ...] = (8,)
+    """Latents per dimension of the activations."""
+    widths: tuple[int, ...] = ()
+    """Numbers of latents, instead of expansions."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds of the weights; the order of the data follows the run's seed."""
+    k: tuple[int, ...] = (32,)
+    """Latents kept per token, for architectures that have such a number."""
+    options: dict[str, dict[str, Any]] = {}
+    """Options of single architectures, e.g. {jumprelu: {target_l0: 32}}."""
+    epochs: int = Field(1, ge=1)
+    """Passes over the activations."""
+    batch_size: int = Field(4096, ge=1)
+    """Tokens per step."""
+    lr: float = Field(8e-4, gt=0)
+    """Peak learning rate of Adam, divided by sqrt(n_latents / 2^12)."""
+    warmup_steps: int = Field(100, ge=0)
+    """Steps over which the learning rate rises."""
+    decay_share: float = Field(0.3, ge=0, le=1)
+    """Share of the run at the end over which the learning rate falls to zero."""
+    clip: float = Field(1.0, gt=0)
+    """Largest norm of a gradient."""
+    dead_after: int = Field(1_000_000, ge=1)
+    """A latent is dead when it has not fired for this many tokens."""
+    product: str = Field("auto", pattern="^(auto|float32|bfloat16)$")
+    """Dtype of the encoder product: auto is what the processor does fast. Weights are float32."""
+    stream: bool = False
+    """Train on activations as they come, through a mixing buffer, and keep none on disk."""
+    buffer: int = Field(64, ge=2)
+    """Batches that the mixing buffer of a stream holds."""
+    cache: str | None = None
+    """Folder of cached activations, which later runs may share. Default: a folder of the run, removed at the end."""
+    cache_dtype: str = Field("float16", pattern="^(float16|int8)$")
+    """How activations are cached; int8 with a scale per token halves the disk."""
+    log_every: int = Field(10, ge=1)
+    """Steps between lines of metrics.jsonl."""
+    checkpoint_every: int = Field(200, ge=1)
+    """Steps between checkpoints: what a kill can lose."""
+    held_out: int = Field(16, ge=1)
+    """Contexts left out of training, for the evaluation at the end."""
+    track: str | None = Field(None, pattern="^(wandb|trackio)$")
+    """Also send step metrics to wandb or trackio."""
+
+
 class RunSettings(Section):
     """Everything that shapes a run."""
 
@@ -122,6 +177,7 @@ class RunSettings(Section):
     sampling: SamplingSettings = SamplingSettings()
     explain: ExplainSettings = ExplainSettings()
     score: ScoreSettings = ScoreSettings()
+    train: TrainSettings = TrainSettings()
 
 
 def resolve(

@@ -42,13 +42,13 @@ def add_auxk(
     kept = pre.gather(1, chosen)
     values = (kept if signed else kept.relu_()).reshape(-1)
     pairs = Pairs.of_topk(dead[chosen], model.n_latents)
-    recon, pull = pairs.decode_and_pull(values, model.W_dec)
+    recon = pairs.decode(values, model.W_dec)
     count = context.total(residual.new_tensor([float(len(residual))]))
     mean = context.total(residual.sum(dim=0)) / count
     scale = context.total((residual - mean).square().sum()).clamp_min(1e-12)
     miss = recon - residual
     grad_out = miss * (2.0 * alpha / scale)
-    grad_pre = pull(grad_out) * (values != 0)
+    grad_pre = pairs.pull(grad_out, model.W_dec) * (values != 0)
     add_encoder_gradients(model, gradients, pairs, grad_pre, inputs)
     gradients.add("W_dec", pairs.sum_rows(values, grad_out))
     return miss.square().sum() / scale

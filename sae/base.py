@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
@@ -98,7 +100,7 @@ class SparseAutoencoder(nn.Module, ABC):
             raise SAEError(f"{self.architecture} encodes with its decoder: d_out has to equal d_in")
         self.config = config
         self.metadata = metadata or SAEMetadata()
-        self.product_dtype: torch.dtype | None = None
+        self._low_rows: Tensor | None = None
         if not self.tied:
             self.encoder = nn.Parameter(torch.zeros(config.n_latents, config.d_in))
         if "b_enc" in self.units:
@@ -174,13 +176,23 @@ class SparseAutoencoder(nn.Module, ABC):
         return x - self.b_dec if self.config.apply_b_dec_to_input else x
 
     def preactivations(self, inputs: Tensor, out: Tensor | None = None) -> Tensor:
-        """The one dense product, `[n, D] -> [n, F]`, in the dtype that the processor is fast in."""
+        """The one dense product, `[n, D] -> [n, F]`; in training in the dtype that the processor is fast in."""
         rows = self.encoder_rows
         bias = self.b_enc if "b_enc" in self.units else rows.new_zeros(self.n_latents)
-        if self.product_dtype is None:
+        low = self._low_rows
+        if low is None:
             return torch.addmm(bias, inputs, rows.T, out=out)
-        low = inputs.to(self.product_dtype) @ rows.to(self.product_dtype).T
-        return low.to(inputs.dtype).add_(bias)
+        product = inputs.to(low.dtype) @ low.T
+        return torch.add(product, bias, out=out)
+
+    @contextmanager
+    def product_in(self, dtype: torch.dtype | None) -> Iterator[None]:
+        """Take encoder products in another dtype, from one rounded copy of weights that must not change meanwhile."""
+        self._low_rows = None if dtype is None else self.encoder_rows.detach().to(dtype)
+        try:
+            yield
+        finally:
+            self._low_rows = None
 
     def chunk_rows(self) -> int:
         """Rows of one encoder chunk."""

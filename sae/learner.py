@@ -125,7 +125,7 @@ class Learner:
         self._fired_tokens = 0
         self._dead = torch.zeros(0, dtype=torch.int64, device=device)
         self._log = TrainLog(folder / METRICS) if folder and world.leads else None
-        model.product_dtype = product_dtype(config.product, self.device)
+        self._product_dtype = product_dtype(config.product, self.device)
 
     # One run: begin or restore, then learn until done, then finish.
 
@@ -144,6 +144,11 @@ class Learner:
         )
         model.initialise(self.config.seed)
         model.initialise_from(y.to(self.device) * self.target_scale)
+        # Samples of streams differ between processes; what starts from them must not.
+        scales = torch.tensor([self.scale, self.target_scale], dtype=torch.float64, device=self.device)
+        for tensor in (scales, *model.parameters(), *model.buffers()):
+            self.world.from_first(tensor)
+        self.scale, self.target_scale = scales.tolist()
         if self._log:
             self._log.begin()
 
@@ -152,13 +157,14 @@ class Learner:
         batch = self._batch(rows)
         context = StepContext(
             step=self.step_done, n_steps=self.n_steps, n_rows=self.config.batch_size, dead=self._dead,
-            seed=self.config.seed, total=self.world.total,
+            seed=self.config.seed, total=self.world.total, largest=self.world.largest,
         )  # fmt: skip
         self._set_lr()
         for parameter in self.model.parameters():
             parameter.grad = None
         with torch.no_grad():
-            result = cast(Trainable, self.model).step(batch, context)
+            with self.model.product_in(self._product_dtype):
+                result = cast(Trainable, self.model).step(batch, context)
             del batch
             result = self._share(result)
             self.model.before_update()
@@ -235,7 +241,6 @@ class Learner:
         """Fold the input scale in: the dictionary now reads raw activations. Only the first call does it."""
         if not self.finished:
             self.finished = True
-            self.model.product_dtype = None
             self.model.rescale(self.scale, self.target_scale)
             recorded: dict[str, Any] = {"kind": "expected_average", "scale": self.scale, "folded": True}
             if self.reads.target is not None:

@@ -35,7 +35,7 @@ class SelectionConfig(SAEConfig):
     """Latents kept per token (on average, where the batch shares them)."""
     auxk_alpha: float = 1 / 32
     """Weight of the AuxK loss; 0 turns it off."""
-    auxk_rows: int = 8
+    auxk_rows: int = 16
     """The AuxK loss looks at every n-th row of a batch."""
 
     def __post_init__(self) -> None:
@@ -64,13 +64,13 @@ class SelectingSAE(SparseAutoencoder):
         pairs, values = self.select(batch, inputs, context)
         variance = variance_of(batch.y, context, context.rows_of(batch))
         gradients, parts = Gradients(), {}
-        recon, pull = pairs.decode_and_pull(values, self.W_dec)
+        recon = pairs.decode(values, self.W_dec)
         error = reconstruction_error(self, recon, batch)
         squared = torch.linalg.vector_norm(error).square()
 
         residual = error[:: self.config.auxk_rows].neg() if self._wants_auxk(context) else None
         grad_out = error.mul_(2.0 / variance)
-        grad_values = pull(grad_out)
+        grad_values = pairs.pull(grad_out, self.W_dec)
         penalty = self.penalty(batch, pairs, values, grad_values, context)
         add_encoder_gradients(self, gradients, pairs, grad_values * (values != 0), inputs)
         add_decoder_gradients(self, gradients, pairs, values, grad_out, batch.x)

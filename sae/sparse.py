@@ -7,8 +7,9 @@ The codes of a batch are (row, latent) pairs with a value each. Bags of pairs ar
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
 from dataclasses import dataclass, field
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -26,7 +27,16 @@ def decode_csr(offsets: Tensor, latents: Tensor, values: Tensor, W_dec: Tensor) 
     """Sum of decoder rows per token, `offsets` `[N+1] -> [N, D]`."""
     if offsets.numel() <= 1:
         return W_dec.new_zeros(0, W_dec.shape[1])
-    return bag_sums(latents, offsets, values.to(W_dec.dtype), W_dec)
+    return bag_sums(latents, offsets, values.to(W_dec.dtype), W_dec.detach())
+
+
+@cache
+def _silence_beta_warning() -> None:
+    """torch warns once in a process that its CSR tensors are in beta; a user can do nothing about it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        index = torch.zeros(1, dtype=torch.int64)
+        torch.sparse_csr_tensor(torch.tensor([0, 1]), index, torch.zeros(1), (1, 1))
 
 
 @dataclass(slots=True)
@@ -41,6 +51,7 @@ class Pairs:
     offsets: Tensor
     n_latents: int
     _by_latent: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
+    _rows_by_latent: Tensor | None = field(default=None, repr=False)
 
     @classmethod
     def of_topk(cls, latents: Tensor, n_latents: int) -> Pairs:
@@ -68,34 +79,32 @@ class Pairs:
         """`[P], [F, D] -> [n_rows, D]`."""
         return decode_csr(self.offsets, self.latents, values, W_dec)
 
-    def decode_and_pull(self, values: Tensor, W_dec: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """The decoder's sums `[n_rows, D]`, and the map from their gradient to that of the values `[P]`.
+    def pull(self, grad: Tensor, W_dec: Tensor) -> Tensor:
+        """Gradient of `decode` with respect to its values: one dot product a pair, `[n_rows, D], [F, D] -> [P]`."""
+        if self.latents.numel() == 0:
+            return grad.new_zeros(0)
+        _silence_beta_warning()
+        size = (self.n_rows, self.n_latents)
+        pattern = torch.sparse_csr_tensor(self.offsets, self.latents, grad.new_zeros(self.latents.shape), size)
+        return torch.sparse.sampled_addmm(pattern, grad, W_dec.T, beta=0.0).values()
 
-        The map is autograd's own for `embedding_bag`: one dot product a pair, without gathering `P x D`.
-        """
-        leaf = values.detach().requires_grad_()
-        with torch.enable_grad():
-            out = decode_csr(self.offsets, self.latents, leaf, W_dec.detach())
-
-        def pull(grad: Tensor) -> Tensor:
-            if leaf.numel() == 0:
-                return torch.zeros_like(leaf)
-            return torch.autograd.grad(out, leaf, grad)[0]
-
-        return out.detach(), pull
+    def decode_and_pull(self, values, W_dec):  # TEMPORARY
+        return self.decode(values, W_dec), lambda grad: self.pull(grad, W_dec)
 
     def _latent_order(self) -> tuple[Tensor, Tensor]:
         if self._by_latent is None:
             # A stable sort fixes the order of summation, so that a resumed run adds up to the same bits.
-            ordered, order = torch.sort(self.latents, stable=True)
-            edges = torch.arange(self.n_latents + 1, device=ordered.device)
+            ordered, order = torch.sort(self.latents.int(), stable=True)
+            edges = torch.arange(self.n_latents + 1, dtype=torch.int32, device=ordered.device)
             self._by_latent = order, torch.searchsorted(ordered, edges)
         return self._by_latent
 
     def sum_rows(self, weights: Tensor, source: Tensor) -> Tensor:
         """`out[f] = sum over f's pairs of weight * source[row]`: `[P], [n_rows, D] -> [F, D]`."""
         order, offsets = self._latent_order()
-        return bag_sums(self.rows[order], offsets, weights[order], source)
+        if self._rows_by_latent is None:
+            self._rows_by_latent = self.rows[order]
+        return bag_sums(self._rows_by_latent, offsets, weights[order], source)
 
     def sum_weights(self, weights: Tensor) -> Tensor:
         """`out[f] = sum of f's weights`: `[P] -> [F]`."""

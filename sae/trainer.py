@@ -20,8 +20,8 @@ from sae.errors import SAEError
 from sae.learner import LearnConfig, Learner, Progress
 from sae.sources import Replay, Rows, Source
 
-OnProgress = Callable[[int, list[Progress]], None]
-"""Called with the steps done, and the figures of each dictionary when they were logged (else an empty list)."""
+OnProgress = Callable[[int, list[tuple[Learner, Progress]]], None]
+"""Called with the steps done, and the figures of those that were logged at this step."""
 
 
 def train_all(
@@ -58,13 +58,13 @@ def train_all(
                 on_checkpoint(step + 1)
 
 
-def _learn(learners: Sequence[Learner], rows: Mapping[str, Tensor], step: int) -> list[Progress]:
+def _learn(learners: Sequence[Learner], rows: Mapping[str, Tensor], step: int) -> list[tuple[Learner, Progress]]:
     reports = []
     for learner in learners:
         if learner.step_done == step:
             result = learner.learn(rows)
             if learner.step_done % learner.config.log_every == 0 or learner.step_done == learner.n_steps:
-                reports.append(learner.report(result))
+                reports.append((learner, learner.report(result)))
     return reports
 
 
@@ -121,10 +121,10 @@ class Trainer:
         if self.learner.finished:
             raise SAEError("this trainer has run; make a new one to train again")
 
-        def pass_on(step: int, reports: list[Progress]) -> None:
-            for report in reports:
+        def pass_on(step: int, reports: list[tuple[Learner, Progress]]) -> None:
+            for _, progress in reports:
                 if on_progress:
-                    on_progress(report)
+                    on_progress(progress)
 
         train_all(
             [self.learner], self.source, checkpoint_every=self.config.checkpoint_every, on_progress=pass_on

@@ -53,10 +53,16 @@ class StepContext:
     seed: int = 0
     total: Callable[[Tensor], Tensor] = alone
     """Sum of a tensor over all processes."""
+    largest: Callable[[Tensor], Tensor] = alone
+    """Elementwise maximum of a tensor over all processes."""
 
     @property
     def share_done(self) -> float:
         return self.step / max(1, self.n_steps)
+
+    def ramp(self, share: float) -> float:
+        """Rises from 0 to 1 over the first `share` of training."""
+        return min(1.0, self.share_done / share) if share > 0 else 1.0
 
     def rows_of(self, batch: Batch) -> int:
         return self.n_rows or batch.x.shape[0]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 
@@ -43,11 +42,28 @@ class World:
         dist.all_reduce(summed)
         return summed
 
+    def largest(self, x: Tensor) -> Tensor:
+        """Elementwise maximum over all processes."""
+        if self.size == 1:
+            return x
+        import torch.distributed as dist
+
+        found = x.detach().clone().contiguous()
+        dist.all_reduce(found, op=dist.ReduceOp.MAX)
+        return found
+
     def total_in_place(self, x: Tensor) -> None:
         if self.size > 1:
             import torch.distributed as dist
 
             dist.all_reduce(x)
+
+    def from_first(self, x: Tensor) -> None:
+        """Take the first process's values."""
+        if self.size > 1:
+            import torch.distributed as dist
+
+            dist.broadcast(x.detach(), src=0)
 
     def wait(self) -> None:
         """Until every process has come here."""
@@ -55,10 +71,6 @@ class World:
             import torch.distributed as dist
 
             dist.barrier()
-
-    def any(self, flag: bool) -> bool:
-        """Whether it holds in any process."""
-        return flag if self.size == 1 else bool(self.total(torch.tensor([float(flag)]))[0] > 0)
 
     def leave(self) -> None:
         """Say goodbye, so that no process hangs at the end of another."""

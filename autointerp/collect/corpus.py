@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from autointerp.collect.docstrings import docstrings
 from autointerp.errors import UserError
 
-TEXT_COLUMNS = ("text", "content", "document", "body")
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a row has to hold to be a document, and the columns where it is looked for."""
+
+    what: str
+    kind: type
+    columns: tuple[str, ...]
+
+
+TEXT = Wanted("text", str, ("text", "content", "document", "body"))
+DIALOGUE = Wanted("dialogue", list, ("messages", "conversation", "conversations", "dialogue"))
 
 
 def documents(dataset: str, *, seed: int, column: str | None = None) -> Iterator[str]:
@@ -25,36 +37,49 @@ def documents(dataset: str, *, seed: int, column: str | None = None) -> Iterator
     if dataset == "docstrings":
         yield from docstrings(seed)
         return
+    for text in _rows(dataset, column, TEXT):
+        if text and not text.isspace():
+            yield text
+
+
+def dialogues(dataset: str, *, column: str | None = None) -> Iterator[list[Any]]:
+    """Dialogues of a data set, each a list of turns; from the same places as `documents`, but for `.txt`.
+
+    Raises:
+        UserError: nothing is there, or no column of it holds lists; on first use of the iterator.
+    """
+    if dataset == "docstrings" or dataset.endswith(".txt"):
+        raise UserError(f"'{dataset}' holds no dialogues, only text; name a .jsonl, .parquet or hub id, or pack it")
+    yield from _rows(dataset, column, DIALOGUE)
+
+
+def _rows(dataset: str, column: str | None, wanted: Wanted) -> Iterator[Any]:
     path = Path(dataset).expanduser()
     if path.is_file():
         reader = READERS.get(path.suffix.lower())
         if reader is None:
             raise UserError(f"cannot read '{dataset}': known endings are {', '.join(READERS)}")
-        texts = reader(path, column)
-    elif path.is_dir():
-        texts = _folder(path, column)
-    elif dataset.startswith((".", "/", "~")) or path.suffix.lower() in READERS:
+        return reader(path, column, wanted)
+    if path.is_dir():
+        return _folder(path, column, wanted)
+    if dataset.startswith((".", "/", "~")) or path.suffix.lower() in READERS:
         raise UserError(f"no data set at '{dataset}': there is no such file or folder")
-    else:
-        texts = _hub(dataset, column)
-    for text in texts:
-        if text and not text.isspace():
-            yield text
+    return _hub(dataset, column, wanted)
 
 
-def _txt(path: Path, column: str | None) -> Iterator[str]:
+def _txt(path: Path, column: str | None, wanted: Wanted) -> Iterator[Any]:
     yield from re.split(r"\n\s*\n", path.read_text(encoding="utf-8", errors="replace"))
 
 
-def _table(builder: str) -> Callable[[Path, str | None], Iterator[str]]:
-    def read(path: Path, column: str | None) -> Iterator[str]:
+def _table(builder: str) -> Callable[[Path, str | None, Wanted], Iterator[Any]]:
+    def read(path: Path, column: str | None, wanted: Wanted) -> Iterator[Any]:
         if path.stat().st_size == 0:
             return
         from datasets import load_dataset
 
         try:
             rows = load_dataset(builder, data_files=str(path), split="train", streaming=True)
-            yield from _column(rows, column, str(path))
+            yield from _column(rows, column, str(path), wanted)
         except UserError:
             raise
         except Exception as error:
@@ -64,7 +89,7 @@ def _table(builder: str) -> Callable[[Path, str | None], Iterator[str]]:
     return read
 
 
-def _folder(path: Path, column: str | None) -> Iterator[str]:
+def _folder(path: Path, column: str | None, wanted: Wanted) -> Iterator[Any]:
     from datasets import DatasetDict, load_from_disk
 
     try:
@@ -74,10 +99,10 @@ def _folder(path: Path, column: str | None) -> Iterator[str]:
     rows = loaded["train"] if isinstance(loaded, DatasetDict) and "train" in loaded else loaded
     if isinstance(rows, DatasetDict):
         rows = next(iter(rows.values()))
-    yield from _column(rows, column, str(path))
+    yield from _column(rows, column, str(path), wanted)
 
 
-def _hub(name: str, column: str | None) -> Iterator[str]:
+def _hub(name: str, column: str | None, wanted: Wanted) -> Iterator[Any]:
     from datasets import load_dataset
 
     try:
@@ -87,22 +112,24 @@ def _hub(name: str, column: str | None) -> Iterator[str]:
         raise UserError(
             f"no data set '{name}': it is neither a file nor a folder here, and the hub says: {line}"
         ) from error
-    yield from _column(rows, column, name)
+    yield from _column(rows, column, name, wanted)
 
 
-def _column(rows: Any, column: str | None, where: str) -> Iterator[str]:
+def _column(rows: Any, column: str | None, where: str, wanted: Wanted) -> Iterator[Any]:
     chosen = column
     for row in rows:
         if chosen is None or chosen not in row:
             if chosen is None:
-                chosen = next((name for name in TEXT_COLUMNS if name in row), None)
+                chosen = next((name for name in wanted.columns if name in row), None)
             if chosen is None or chosen not in row:
-                raise UserError(f"no text column in '{where}': it has {', '.join(row)}; name one with --text-column")
-        if isinstance(row[chosen], str):
+                raise UserError(
+                    f"no {wanted.what} column in '{where}': it has {', '.join(row)}; name one with --text-column"
+                )
+        if isinstance(row[chosen], wanted.kind):
             yield row[chosen]
 
 
-READERS: dict[str, Callable[[Path, str | None], Iterator[str]]] = {
+READERS: dict[str, Callable[[Path, str | None, Wanted], Iterator[Any]]] = {
     ".txt": _txt,
     ".jsonl": _table("json"),
     ".json": _table("json"),

@@ -8,17 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import islice
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from autointerp.collect.corpus import documents
-from autointerp.config import DataSettings
 from autointerp.errors import UserError
-from autointerp.files import read_array, write_array
-from autointerp.store.layout import DOCUMENTS, TOKENS
 from autointerp.subject.load import SubjectModel
 
 NO_DOCUMENT = -1
@@ -88,29 +82,3 @@ def pack(
         owner = np.concatenate([np.full((n_full, 1), NO_DOCUMENT, np.int32), owner], axis=1)
     owner[:, :skip_first] = NO_DOCUMENT
     return TokenBlocks(tokens, owner)
-
-
-def tokenise(subject: SubjectModel, data: DataSettings, folder: Path, *, seed: int, skip_documents: int) -> TokenBlocks:
-    """The blocks kept in `folder`, or those of the data set, which are then kept there.
-
-    Raises:
-        UserError: see `documents` and `pack`.
-    """
-    if (folder / DOCUMENTS).is_file():
-        return TokenBlocks(read_array(folder / TOKENS), read_array(folder / DOCUMENTS))
-    if data.dataset is None:
-        raise UserError("no text: name some with --dataset (a .txt, .jsonl or .parquet file, a hub id, or docstrings)")
-    texts = documents(data.dataset, seed=seed, column=data.text_column)
-    blocks = pack(
-        subject,
-        islice(texts, skip_documents, None),
-        n_tokens=data.tokens,
-        context_length=data.context_length,
-        skip_first=data.skip_first,
-        first_document=skip_documents,
-        source=f"'{data.dataset}'",
-    )
-    folder.mkdir(parents=True, exist_ok=True)
-    write_array(folder / TOKENS, blocks.tokens)
-    write_array(folder / DOCUMENTS, blocks.documents)
-    return blocks

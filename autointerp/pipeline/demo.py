@@ -6,23 +6,23 @@ without a language model, and scored with likelihoods, embeddings and interventi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from autointerp.config import DataSettings, RunSettings, resolve
+from autointerp.config import DataSettings, RunSettings, TrainSettings, resolve
 from autointerp.pipeline.demo_model import demo_subject
 from autointerp.pipeline.explain import explain
 from autointerp.pipeline.explain import prepare as prepare_explain
+from autointerp.pipeline.grid import grid
 from autointerp.pipeline.metrics import write_sae_metrics
 from autointerp.pipeline.run import Run
 from autointerp.pipeline.score import prepare as prepare_score
 from autointerp.pipeline.score import score
 from autointerp.pipeline.session import Session
-from autointerp.pipeline.train import Recipe, train
+from autointerp.pipeline.train import Job, train
 from autointerp.progress import Reporter
 from autointerp.subject.load import load_subject
-from sae.trainer import TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,15 +80,16 @@ def demo(out: Path, size: Size, reporter: Reporter, *, seed: int = 0, fresh: boo
     if not (out / "sae" / "sae.json").is_file():
         reporter.say("preparing the subject model")
         subject = load_subject(str(demo_subject()))
-        recipe = Recipe(
-            architecture="topk", expansion=size.expansion, k=size.k, hookpoint=HOOKPOINT,
-            data=DataSettings(dataset="docstrings", tokens=size.train_tokens, context_length=CONTEXT),
-            train=TrainConfig(
-                seed=seed, epochs=size.epochs, batch_size=size.batch_size, dead_after=size.dead_after,
-                checkpoint_every=size.checkpoint_every,
-            ),
+        training = TrainSettings(
+            expansions=(size.expansion,), k=(size.k,), epochs=size.epochs, batch_size=size.batch_size, lr=1.6e-3,
+            warmup_steps=50, dead_after=size.dead_after, checkpoint_every=size.checkpoint_every, held_out=8,
         )  # fmt: skip
-        train(subject, recipe, out / "sae", out / "work", reporter)
+        (case,) = grid(subject, training, [HOOKPOINT])
+        job = Job(
+            cases=[replace(case, name="sae", seed=seed)], settings=training, seed=seed, saes=out, work=out / "work",
+            data=DataSettings(dataset="docstrings", tokens=size.train_tokens, context_length=CONTEXT),
+        )  # fmt: skip
+        train(subject, job, reporter)
     session = Session(run, reporter)
     if not (out / "sae_metrics.parquet").is_file():
         write_sae_metrics(session)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-import torch
 
-from autointerp.collect.tokens import NO_DOCUMENT, TokenBlocks
+from autointerp.collect.tokens import TokenBlocks
+from autointerp.pipeline.evaluate import Figure, Placed, evaluate
 from autointerp.pipeline.latents import DENSE
 from autointerp.pipeline.session import Session
-from autointerp.seeds import generator
 from autointerp.subject.load import SubjectModel
 from autointerp.tables.parts import write_final
 from sae.base import SparseAutoencoder
@@ -21,35 +21,11 @@ BLOCKS = 32
 
 def reconstruction(
     subject: SubjectModel, sae: SparseAutoencoder, blocks: TokenBlocks, hookpoint: str, n_blocks: int = BLOCKS
-) -> dict[str, tuple[float, float, float, int]]:
-    """`fvu` and `l0` over the first blocks as (value, low, high, tokens); blocks are what the bootstrap resamples.
-
-    FVU is pooled: residual over variance around the overall mean, both summed over all tokens.
-    """
-    sums = []
-    n_blocks = min(n_blocks, len(blocks.tokens))
-    for index in range(n_blocks):
-        x = subject.activations(torch.from_numpy(np.array(blocks.tokens[index : index + 1])).long(), hookpoint)
-        x = x[0][torch.from_numpy(blocks.documents[index] != NO_DOCUMENT)].cpu()
-        codes = sae.encode(x)
-        error = float((sae.decode(codes) - x).double().square().sum())
-        sums.append(
-            (len(x), error, float(x.double().square().sum()), x.double().sum(dim=0).numpy(), codes.latents.numel())
-        )
-    counts, errors, squares, firings = (np.array([s[i] for s in sums], dtype=np.float64) for i in (0, 1, 2, 4))
-    totals = np.stack([s[3] for s in sums])
-
-    def figures(pick: Any) -> tuple[float, float]:
-        n = counts[pick].sum()
-        variance = squares[pick].sum() - float(np.square(totals[pick].sum(axis=0)).sum()) / n
-        return float(errors[pick].sum() / variance), float(firings[pick].sum() / n)
-
-    rng = generator(0, "reconstruction")
-    draws = np.array([figures(rng.integers(0, n_blocks, n_blocks)) for _ in range(500)])
-    low, high = np.quantile(draws, [0.025, 0.975], axis=0)
-    fvu, l0 = figures(slice(None))
-    n = int(counts.sum())
-    return {"fvu": (fvu, float(low[0]), float(high[0]), n), "l0": (l0, float(low[1]), float(high[1]), n)}
+) -> dict[str, Figure]:
+    """`fvu`, `l0` and the like over the first blocks."""
+    some = TokenBlocks(blocks.tokens[:n_blocks], blocks.documents[:n_blocks])
+    placed = Placed(sae, hookpoint, sae.metadata.target_hookpoint)
+    return evaluate(subject, {"sae": placed}, some, losses=False)["sae"]
 
 
 def write_sae_metrics(session: Session) -> None:
@@ -60,16 +36,26 @@ def write_sae_metrics(session: Session) -> None:
     measured = reconstruction(session.subject, session.sae, blocks, session.hookpoint)
     density = store.n_fired / max(1, store.n_tokens)
     for name, share in (("dead_share", density == 0), ("dense_share", density > DENSE)):
-        measured[name] = (float(share.mean()), float("nan"), float("nan"), store.n_tokens)
-    frame = pd.DataFrame(
-        [
-            {
-                "run_id": session.run.run_id, "sae_id": session.sae_id, "arch": session.sae.architecture,
-                "hookpoint": session.hookpoint, "width": session.sae.n_latents, "seed": session.sae.metadata.seed,
-                "n_tokens": n, "metric": name, "value": value, "ci_low": low, "ci_high": high,
-            }
-            for name, (value, low, high, n) in measured.items()
-        ]
-    )  # fmt: skip
+        measured[name] = Figure(float(share.mean()), float("nan"), float("nan"), store.n_tokens)
+    rows = metric_rows(session.run.run_id, session.sae_id, session.sae, session.hookpoint, measured)
+    write_metrics(session.run.folder, rows)
+
+
+def metric_rows(
+    run_id: str, sae_id: str, sae: SparseAutoencoder, hookpoint: str, figures: Mapping[str, Figure]
+) -> list[dict[str, Any]]:
+    """Rows of `sae_metrics.parquet`. A figure that could not be computed is null."""
+    return [
+        {
+            "run_id": run_id, "sae_id": sae_id, "arch": sae.architecture, "hookpoint": hookpoint,
+            "width": sae.n_latents, "seed": sae.metadata.seed, "n_tokens": figure.n_tokens, "metric": name,
+            "value": figure.value, "ci_low": figure.low, "ci_high": figure.high,
+        }
+        for name, figure in figures.items()
+    ]  # fmt: skip
+
+
+def write_metrics(folder: Path, rows: list[dict[str, Any]]) -> None:
+    frame = pd.DataFrame(rows)
     frame["seed"] = frame["seed"].astype("Int64")
-    write_final(session.run.folder, "sae_metrics", frame)
+    write_final(folder, "sae_metrics", frame)

@@ -50,11 +50,11 @@ class Run:
     def open(self, *, fresh: bool = False, own_sae: bool = False) -> None:
         """Make the folder, and write down what is about to happen in it.
 
-        `fresh` empties it of an earlier run first; `own_sae` says that the SAE in it was trained by that run.
+        `fresh` empties it of an earlier run first; `own_sae` says that the SAEs in it were trained by that run.
         """
         try:
             if fresh and self.folder.exists():
-                self._empty([*WRITTEN, "sae"] if own_sae else WRITTEN)
+                self._empty([*WRITTEN, "sae", "saes"] if own_sae else WRITTEN)
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot write to '{self.folder}': {error.strerror}; choose another --out") from error

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import sae as sae_package
-from autointerp.collect.activations import collect_store, width_at
-from autointerp.collect.corpus import documents
-from autointerp.collect.tokens import pack, tokenise
-from autointerp.config import RunSettings
+from autointerp.collect.encode import collect_store
+from autointerp.collect.sites import width_at
+from autointerp.collect.tokenise import blocks_of, tokenise
+from autointerp.config import DataSettings, RunSettings
 from autointerp.engine.ledger import Ledger, work_key
 from autointerp.errors import UserError
 from autointerp.files import sha256_of
+from autointerp.pipeline.names import sae_id
 from autointerp.pipeline.run import Run
 from autointerp.progress import Reporter
 from autointerp.sampling.sampler import Sampler
@@ -50,15 +51,8 @@ class Session:
                 f"{self.subject.label} has {width}: wrong --model, --hookpoint or --sae"
             )
         if not (self.store_folder / layout.MANIFEST).is_file():
-            data = self.settings.data
-            pack(
-                self.subject,
-                documents(self.dataset, seed=self.corpus_seed, column=data.text_column),
-                n_tokens=data.context_length,
-                context_length=data.context_length,
-                skip_first=data.skip_first,
-                source=f"'{self.dataset}'",
-            )
+            context = self.data.context_length
+            blocks_of(self.subject, self.data, seed=self.corpus_seed, skip_documents=0, n_tokens=context)
 
     @cached_property
     def sae(self) -> SparseAutoencoder:
@@ -83,7 +77,7 @@ class Session:
 
     @cached_property
     def sae_id(self) -> str:
-        return f"{self.sae.architecture}-{self.hookpoint.replace(':', '-')}-{self.sae.n_latents}-{self.sae_sha[:6]}"
+        return sae_id(self.sae, self.hookpoint)
 
     @cached_property
     def subject(self) -> SubjectModel:
@@ -105,8 +99,9 @@ class Session:
     def corpus_seed(self) -> int:
         """Seed of the documents' order: the SAE's own where it was trained on them, so that those can be left out."""
         metadata = self.sae.metadata
-        if metadata.seed is not None and metadata.dataset == self.dataset:
-            return metadata.seed
+        seed = metadata.extra.get("corpus_seed", metadata.seed)
+        if isinstance(seed, int) and metadata.dataset == self.dataset:
+            return seed
         return self.settings.seed
 
     @cached_property
@@ -115,6 +110,11 @@ class Session:
         if name is None:
             raise UserError("the SAE's metadata names no data set: give text with --dataset")
         return name
+
+    @property
+    def data(self) -> DataSettings:
+        """The data settings with the data set that is used."""
+        return self.settings.data.model_copy(update={"dataset": self.dataset})
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -129,6 +129,7 @@ class Session:
             "dataset": self.dataset,
             "dataset_sha": _dataset_sha(self.dataset),
             "text_column": data.text_column,
+            "mode": data.mode,
             "corpus_seed": self.corpus_seed,
             "tokens": data.tokens,
             "context_length": data.context_length,
@@ -161,8 +162,7 @@ class Session:
             self.reporter.say(f"resuming the collection of activations in {folder}")
         else:
             self.reporter.say(f"no latent store for this SAE yet: collecting activations of {self.dataset} first")
-        data = self.settings.data.model_copy(update={"dataset": self.dataset})
-        blocks = tokenise(self.subject, data, folder, seed=self.corpus_seed, skip_documents=self.skip_documents)
+        blocks = tokenise(self.subject, self.data, folder, seed=self.corpus_seed, skip_documents=self.skip_documents)
 
         began = time.perf_counter()
         with self.reporter.stage("collect", blocks.n_counted, "tokens") as stage:

@@ -1,77 +1,253 @@
-"""Train one SAE on a subject model's activations: one pass to cache them, then epochs over the cache."""
+"""Train a grid of SAEs in one pass of the subject model, evaluate them on text held out, and save them.
+
+Activations are cached on disk, shuffled, and replayed; or they stream through a mixing buffer. Either
+way every batch is read once for all dictionaries, and a killed run ends with the same weights.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
-import torch
+from typing import Any
 
 import sae as sae_package
-from autointerp.collect.activations import cache_activations, width_at
-from autointerp.collect.tokens import tokenise
-from autointerp.config import DataSettings
+from autointerp.collect.cache import cached_rows, digest
+from autointerp.collect.stream import activation_stream
+from autointerp.collect.tokenise import tokenise
+from autointerp.collect.tokens import TokenBlocks
+from autointerp.config import DataSettings, TrainSettings
+from autointerp.errors import UserError
+from autointerp.pipeline.evaluate import Figure, Placed, evaluate
+from autointerp.pipeline.grid import Case
 from autointerp.progress import Reporter
-from autointerp.registries import SAES
 from autointerp.subject.load import SubjectModel
-from sae.base import SAEMetadata
-from sae.metrics import Reconstruction
-from sae.trainer import TrainConfig, Trainer
+from autointerp.tracking import Tracker
+from autointerp.training_display import training_display
+from sae.base import SAEMetadata, SparseAutoencoder
+from sae.errors import SAEError
+from sae.learner import CHECKPOINT, LearnConfig, Learner, Progress
+from sae.mixing import MixingBuffer
+from sae.sources import Replay, Source
+from sae.trainer import train_all
+from sae.world import ALONE, World
 
-HELD_OUT = 0.05
-"""Share of the cached activations, the last ones, that training leaves out and the final metrics are taken on."""
+LARGEST_BLOCK = 64
+"""Neighbouring rows of the (shuffled) cache that are read together."""
+STREAM = "stream"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """What to train, and on what."""
+class Job:
+    """What to train, on what, and where it goes."""
 
-    architecture: str
-    expansion: int
-    k: int
-    hookpoint: str
+    cases: Sequence[Case]
+    settings: TrainSettings
     data: DataSettings
-    train: TrainConfig
+    seed: int
+    saes: Path
+    """Folder that receives one folder per dictionary, named as its case."""
+    work: Path
+    """Tokens, cached activations, states of streams."""
+
+    def folder(self, case: Case) -> Path:
+        return self.saes / case.name
+
+    @property
+    def unfinished(self) -> list[Case]:
+        return [case for case in self.cases if not (self.folder(case) / "sae.json").is_file()]
 
 
-def train(subject: SubjectModel, recipe: Recipe, folder: Path, work: Path, reporter: Reporter) -> Path:
-    """Folder of the trained SAE; made once, and resumed wherever it was left."""
-    if (folder / "sae.json").is_file():
-        _tidy(work)
-        return folder
-    blocks = tokenise(subject, recipe.data, work, seed=recipe.train.seed, skip_documents=0)
-    with reporter.stage("activations", blocks.n_counted, "tokens") as stage:
-        activations = cache_activations(
-            subject, blocks, recipe.hookpoint, work, on_tokens=lambda done, _: stage.update(done)
+def train(subject: SubjectModel, job: Job, reporter: Reporter, world: World = ALONE) -> list[Path]:
+    """Folders of the trained dictionaries; each is made once, and resumed wherever it was left.
+
+    Raises:
+        UserError: too little text, or settings that do not fit together.
+        SAEError: training diverged, or a checkpoint belongs to something else.
+    """
+    todo = job.unfinished
+    if todo:
+        if world.leads:
+            # One process reads the text; the others find its blocks.
+            blocks = _tokenise(subject, job)
+        world.wait()
+        blocks = _tokenise(subject, job)
+        seen, held_out = _split(blocks, job)
+        source = _source(subject, seen, job, todo, reporter, world)
+        learners = [_learner(subject, case, job, source, seen, world) for case in todo]
+        tracker = Tracker(job.settings.track if world.leads else None, job.saes.parent.name, job.settings.model_dump())
+        _run(job, todo, learners, source, reporter, world, tracker)
+        models = [learner.finish() for learner in learners]
+        if world.leads:
+            _evaluate(subject, job, todo, models, held_out, reporter)
+            for case, model in zip(todo, models, strict=True):
+                sae_package.save(model, job.folder(case))
+        tracker.finish()
+        world.wait()
+    if world.leads:
+        _tidy(job)
+    return [job.folder(case) for case in job.cases]
+
+
+def _tokenise(subject: SubjectModel, job: Job) -> TokenBlocks:
+    return tokenise(subject, job.data, job.work, seed=job.seed, skip_documents=job.data.skip_documents or 0)
+
+
+def _split(blocks: TokenBlocks, job: Job) -> tuple[TokenBlocks, TokenBlocks]:
+    """Blocks to train on, and the last ones, which are held out."""
+    n = min(job.settings.held_out, len(blocks.tokens) // 5)
+    if n == 0:
+        raise UserError(
+            f"'{job.data.dataset}' fills {len(blocks.tokens)} contexts of {job.data.context_length} tokens; "
+            "five are the least, of which one is held out: bring more text or lower --context-length"
         )
-    width = width_at(subject, recipe.hookpoint)
+    cut = len(blocks.tokens) - n
+    return (
+        TokenBlocks(blocks.tokens[:cut], blocks.documents[:cut]),
+        TokenBlocks(blocks.tokens[cut:], blocks.documents[cut:]),
+    )
+
+
+def _sites(cases: Sequence[Case]) -> list[str]:
+    named = {site for case in cases for site in (case.reads.x, case.reads.target, case.reads.gradient)}
+    return sorted(site for site in named if site)
+
+
+def _source(
+    subject: SubjectModel, blocks: TokenBlocks, job: Job, todo: Sequence[Case], reporter: Reporter, world: World
+) -> Source:
+    settings = job.settings
+    if settings.batch_size % world.size:
+        raise UserError(f"train.batch_size of {settings.batch_size} does not divide into {world.size} processes")
+    share = settings.batch_size // world.size
+    try:
+        if settings.stream:
+            stream, n_rows = activation_stream(subject, blocks, _sites(todo), epochs=settings.epochs, world=world)
+            if n_rows < share:
+                raise UserError(f"{n_rows} tokens are fewer than one batch of {share}; bring more text")
+            buffer = MixingBuffer(
+                stream, n_steps=n_rows // share, capacity=settings.buffer * share, batch_size=share, seed=job.seed
+            )
+            state = _state(job, world)
+            if state.is_file():
+                buffer.restore(state)
+            return buffer
+        with reporter.stage("activations", blocks.n_counted, "tokens") as stage:
+            rows = cached_rows(
+                subject, blocks, _sites(todo), _cache(job), seed=job.seed, dtype=settings.cache_dtype, world=world,
+                on_tokens=stage.update,
+            )  # fmt: skip
+        return Replay(
+            rows, batch_size=settings.batch_size, epochs=settings.epochs, seed=job.seed,
+            block=math.gcd(share, LARGEST_BLOCK), world=world,
+        )  # fmt: skip
+    except SAEError as error:
+        raise UserError(str(error)) from error
+
+
+def _learner(subject: SubjectModel, case: Case, job: Job, source: Source, blocks: TokenBlocks, world: World) -> Learner:
+    data, settings = job.data, job.settings
     metadata = SAEMetadata(
         model=subject.name,
-        hookpoint=recipe.hookpoint,
-        dataset=recipe.data.dataset,
-        context_length=recipe.data.context_length,
-        skip_first=recipe.data.skip_first,
-        seed=recipe.train.seed,
-        extra={"n_documents": blocks.n_documents},
+        hookpoint=case.hookpoint,
+        target_hookpoint=case.target,
+        dataset=data.dataset,
+        context_length=data.context_length,
+        skip_first=data.skip_first,
+        seed=case.seed,
+        extra={"n_documents": blocks.n_documents, "corpus_seed": job.seed, "mode": data.mode},
     )
-    config = {"d_in": width, "n_latents": width * recipe.expansion, "k": recipe.k}
-    model = SAES[recipe.architecture].create(config, metadata)
-    n_train = len(activations) - max(1, int(len(activations) * HELD_OUT))
-    trainer = Trainer(model, activations[:n_train], recipe.train, work)
-    with reporter.stage("train", trainer.n_steps, "steps") as stage:
-        trainer.run(lambda progress: stage.update(progress.step))
-    metadata.n_tokens = trainer.n_steps * recipe.train.batch_size
-    held_out = Reconstruction(model)
-    for rows in np.array_split(activations[n_train:], max(1, (len(activations) - n_train) // 2048)):
-        held_out.add(torch.from_numpy(rows.astype(np.float32)))
-    metadata.metrics = held_out.figures()
-    sae_package.save(model, folder)
-    _tidy(work)
-    return folder
+    config = LearnConfig(
+        batch_size=settings.batch_size, lr=settings.lr, warmup_steps=settings.warmup_steps,
+        decay_share=settings.decay_share, clip=settings.clip, dead_after=settings.dead_after,
+        log_every=settings.log_every, product=settings.product, seed=case.seed,
+    )  # fmt: skip
+    label = f"{subject.fingerprint} {digest(blocks)} {'stream' if settings.stream else settings.cache_dtype} {job.seed}"
+    return Learner(
+        case.create(metadata), config, source.n_steps, reads=case.reads, data=label, folder=job.folder(case),
+        world=world, device=subject.device,
+    )  # fmt: skip
 
 
-def _tidy(work: Path) -> None:
-    """Once the SAE stands, the cached activations and the last checkpoint are only large; the log stays."""
-    for name in ("activations.npy", "progress.json", "checkpoint.safetensors"):
-        (work / name).unlink(missing_ok=True)
+def _run(
+    job: Job,
+    todo: Sequence[Case],
+    learners: Sequence[Learner],
+    source: Source,
+    reporter: Reporter,
+    world: World,
+    tracker: Tracker,
+) -> None:
+    names = {id(learner): case.name for case, learner in zip(todo, learners, strict=True)}
+    quiet = Reporter(quiet=True)
+    with training_display(reporter if world.leads else quiet, source.n_steps) as display:
+
+        def show(step: int, reports: list[tuple[Learner, Progress]]) -> None:
+            named = [(names[id(learner)], progress) for learner, progress in reports]
+            display.update(step, named)
+            tracker.log(named)
+
+        def keep(step: int) -> None:
+            # Last, so that a kill leaves the stream behind the dictionaries, never ahead of them.
+            if isinstance(source, MixingBuffer):
+                source.save(_state(job, world))
+
+        train_all(
+            learners, source, checkpoint_every=job.settings.checkpoint_every, on_progress=show, on_checkpoint=keep
+        )  # fmt: skip
+
+
+def _evaluate(
+    subject: SubjectModel,
+    job: Job,
+    todo: Sequence[Case],
+    models: Sequence[SparseAutoencoder],
+    held_out: TokenBlocks,
+    reporter: Reporter,
+) -> None:
+    placed = {case.name: Placed(model, case.hookpoint, case.target) for case, model in zip(todo, models, strict=True)}
+    with reporter.stage("evaluate", len(held_out.tokens), "contexts") as stage:
+        figures = evaluate(subject, placed, held_out, on_block=stage.update)
+    for case, model in zip(todo, models, strict=True):
+        record(model, figures[case.name])
+
+
+def record(model: SparseAutoencoder, figures: Mapping[str, Figure]) -> None:
+    """Keep figures with the dictionary: values by name, and their intervals."""
+    finite = {name: figure for name, figure in figures.items() if math.isfinite(figure.value)}
+    model.metadata.metrics = {name: figure.value for name, figure in finite.items()}
+    model.metadata.extra["intervals"] = {
+        name: [figure.low, figure.high] for name, figure in finite.items() if math.isfinite(figure.low)
+    }
+    model.metadata.extra["evaluated_tokens"] = next(iter(figures.values())).n_tokens if figures else 0
+
+
+def recorded(model: SparseAutoencoder) -> dict[str, Figure]:
+    """The figures of the evaluation that ended a dictionary's training."""
+    extra: dict[str, Any] = model.metadata.extra
+    found = {}
+    for name, value in model.metadata.metrics.items():
+        low, high = extra.get("intervals", {}).get(name, (math.nan, math.nan))
+        found[name] = Figure(value, low, high, extra.get("evaluated_tokens", 0))
+    return found
+
+
+def _cache(job: Job) -> Path:
+    return Path(job.settings.cache).expanduser() if job.settings.cache else job.work / "cache"
+
+
+def _state(job: Job, world: World) -> Path:
+    return job.work / f"{STREAM}.{world.rank}-of-{world.size}.safetensors"
+
+
+def _tidy(job: Job) -> None:
+    """Once the dictionaries stand, checkpoints and the run's own cache are only large; the logs stay."""
+    for case in job.cases:
+        (job.folder(case) / CHECKPOINT).unlink(missing_ok=True)
+    for path in job.work.glob(f"{STREAM}.*"):
+        path.unlink()
+    if job.settings.cache is None and (job.work / "cache").is_dir():
+        for path in (job.work / "cache").iterdir():
+            path.unlink()
+        (job.work / "cache").rmdir()

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -56,30 +57,33 @@ def _first(value: Any) -> Tensor:
 
 
 @contextmanager
-def reading(model: nn.Module, hookpoint: str, *, stop: bool) -> Iterator[list[Tensor]]:
-    """Collect the hooked tensor of each forward pass; with `stop`, the pass ends there by raising `Stop`."""
-    seen: list[Tensor] = []
+def reading(model: nn.Module, hookpoints: Sequence[str], *, stop: bool) -> Iterator[dict[str, Tensor]]:
+    """Collect the hooked tensors of a forward pass by name; with `stop`, it ends by raising `Stop` at the last one."""
+    seen: dict[str, Tensor] = {}
 
-    def take(tensor: Tensor) -> None:
-        seen.append(tensor)
-        if stop:
+    def take(name: str, tensor: Tensor) -> None:
+        seen[name] = tensor
+        if stop and len(seen) == len(set(hookpoints)):
             raise Stop
 
-    def on_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        take(args[0] if args else next(iter(kwargs.values())))
+    def on_input(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        take(name, args[0] if args else next(iter(kwargs.values())))
 
-    def on_output(module: nn.Module, args: Any, output: Any) -> None:
-        take(_first(output))
+    def on_output(name: str, module: nn.Module, args: Any, output: Any) -> None:
+        take(name, _first(output))
 
-    module = find(model, hookpoint)
-    if hookpoint.endswith(":in"):
-        handle = module.register_forward_pre_hook(on_input, with_kwargs=True)
-    else:
-        handle = module.register_forward_hook(on_output)
+    handles = []
+    for name in set(hookpoints):
+        module = find(model, name)
+        if name.endswith(":in"):
+            handles.append(module.register_forward_pre_hook(partial(on_input, name), with_kwargs=True))
+        else:
+            handles.append(module.register_forward_hook(partial(on_output, name)))
     try:
         yield seen
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from autointerp.errors import UserError
-from autointerp.subject.hookpoints import Stop, base_model, reading
+from autointerp.subject.hookpoints import Stop, base_model, editing, reading
 
 WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin", "*.gguf")
 
@@ -63,12 +64,39 @@ class SubjectModel:
         """Put between packed documents."""
         return next((int(i) for i in (self.tokenizer.eos_token_id, self.tokenizer.bos_token_id) if i is not None), None)
 
-    @torch.inference_mode()
     def activations(self, tokens: Tensor, hookpoint: str) -> Tensor:
         """Activations `[B, T, D]` (float32) at a hookpoint for unpadded tokens `[B, T]`; stops right after it."""
-        with reading(self.model, hookpoint, stop=True) as seen, suppress(Stop):
+        return self.activations_at(tokens, [hookpoint])[hookpoint]
+
+    @torch.inference_mode()
+    def activations_at(self, tokens: Tensor, hookpoints: Sequence[str]) -> dict[str, Tensor]:
+        """The same for several hookpoints in one pass, which stops after the deepest of them.
+
+        Rows may be padded on the right: under causal attention nothing there reaches the tokens before it.
+        """
+        with reading(self.model, hookpoints, stop=True) as seen, suppress(Stop):
             base_model(self.model)(input_ids=tokens.to(self.device), use_cache=False)
-        return seen[0].float()
+        return {name: seen[name].float() for name in hookpoints}
+
+    def gradients_at(self, tokens: Tensor, hookpoint: str, counted: Tensor) -> Tensor:
+        """Gradient `[B, T, D]` (float32) of the next-token loss with respect to the activations at a hookpoint.
+
+        The loss is the cross-entropy of the unmodified model, summed over the predictions of tokens `[B, T]`
+        whose `counted` (bool) is set; positions that predict nothing have gradients of zero.
+        """
+        leaves: list[Tensor] = []
+
+        def leaf(x: Tensor) -> Tensor:
+            leaves.append(x.detach().requires_grad_())
+            return leaves[-1]
+
+        tokens = tokens.to(self.device)
+        with torch.enable_grad(), editing(self.model, hookpoint, leaf):
+            logits = self.model(input_ids=tokens, use_cache=False).logits[:, :-1].float()
+            targets = tokens[:, 1:].masked_fill(~counted[:, 1:].to(self.device), -100)
+            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+            (gradient,) = torch.autograd.grad(loss, leaves[0])
+        return gradient.float()
 
     def pieces(self, tokens: tuple[int, ...] | list[int]) -> tuple[str, ...]:
         """The text of each token; joined they are the text.

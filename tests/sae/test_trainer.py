@@ -184,7 +184,7 @@ def test_dictionaries_trained_together_are_those_trained_alone(tmp_path: Path) -
         train_all([alone[k]], source)
     together = [learner(k, tmp_path / f"both{k}") for k in (2, 3)]
 
-    def stop(step: int, reports: list[Progress]) -> None:
+    def stop(step: int, reports: list[tuple[Learner, Progress]]) -> None:
         if step == 50:
             together[0].save_checkpoint()  # what a kill between two checkpoints leaves: one is ahead of the other
             raise KeyboardInterrupt

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import sae
-from autointerp.collect.activations import collect_store
+from autointerp.collect.encode import collect_store
 from autointerp.collect.tokens import TokenBlocks, pack
 from autointerp.config import SamplingSettings
 from autointerp.errors import UserError

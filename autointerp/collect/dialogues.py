@@ -1,0 +1,80 @@
+"""Dialogues for training on instruct models: each alone in the model's own chat template (FAST, arXiv 2506.07691).
+
+Nothing is packed, so no activation is computed with another dialogue in its context. A dialogue is one
+row of tokens, padded on the right; padding counts for nothing, the template's own tokens do count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from autointerp.collect.tokens import NO_DOCUMENT, TokenBlocks
+from autointerp.errors import UserError
+from autointerp.subject.load import SubjectModel
+
+SORTED_TOGETHER = 256
+"""Dialogues among which rows are put in order of length."""
+ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
+
+
+def messages(row: Any, where: str) -> list[dict[str, str]]:
+    """A row's turns as role and content, from `role`/`content` or `from`/`value` entries.
+
+    Raises:
+        UserError: it holds no such list.
+    """
+    turns = []
+    for turn in row if isinstance(row, list | tuple) else []:
+        if isinstance(turn, Mapping):
+            role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
+            if isinstance(role, str) and isinstance(content, str):
+                turns.append({"role": ROLES.get(role, role), "content": content})
+                continue
+        raise UserError(f"a dialogue in '{where}' is no list of {{role, content}} turns")
+    if not turns:
+        raise UserError(f"a dialogue in '{where}' has no turns; its column has to hold lists of {{role, content}}")
+    return turns
+
+
+def template(
+    subject: SubjectModel,
+    rows: Iterable[Any],
+    *,
+    n_tokens: int,
+    context_length: int,
+    skip_first: int,
+    first_document: int = 0,
+    source: str = "the data set",
+) -> TokenBlocks:
+    """Take dialogues until `n_tokens` tokens count; each is cut at `context_length`.
+
+    Raises:
+        UserError: the tokenizer has no chat template, or there is no dialogue.
+    """
+    if not getattr(subject.tokenizer, "chat_template", None):
+        raise UserError(f"{subject.label} has no chat template; dialogues need an instruct model (or data.mode=packed)")
+    taken: list[list[int]] = []
+    n = 0
+    for row in rows:
+        # The template brings its own BOS; encoding its text again would put a second one before it.
+        ids = subject.tokenizer.apply_chat_template(messages(row, source), tokenize=True, return_dict=False)
+        ids = list(ids)[:context_length]
+        if len(ids) > skip_first:
+            taken.append(ids)
+            n += len(ids) - skip_first
+        if n >= n_tokens:
+            break
+    if not taken:
+        raise UserError(f"{source} holds no dialogue longer than {skip_first} tokens; name another with --dataset")
+    # Neighbours of like length waste the least padding. Only neighbours: the last rows are to be held out.
+    order = sorted(range(len(taken)), key=lambda i: (i // SORTED_TOGETHER, len(taken[i])))
+    shape = (len(taken), max(map(len, taken)))
+    tokens = np.zeros(shape, dtype=np.int32)
+    owners = np.full(shape, NO_DOCUMENT, dtype=np.int32)
+    for place, i in enumerate(order):
+        tokens[place, : len(taken[i])] = taken[i]
+        owners[place, skip_first : len(taken[i])] = first_document + i
+    return TokenBlocks(tokens, owners)
