@@ -8,13 +8,27 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test lint docs lock venv clean
+.PHONY: demo test test-peers lint docs lock venv clean
 
 demo: venv
 	$(BIN)/autointerp demo
 
 test: venv
 	$(BIN)/python -m pytest
+
+# SAEs that we write, loaded by the programs whose formats these are. torch goes first and stays: see the constraint.
+PEERS_VENV ?= .venv-peers
+test-peers: $(PEERS_VENV)/installed
+	$(PEERS_VENV)/bin/python tests/peers/check_formats.py
+
+$(PEERS_VENV)/installed: tests/peers/requirements.txt
+	@$(PYTHON) -m venv $(PEERS_VENV) || { echo 'no venv module: apt-get install -y python3-venv'; exit 1; }
+	@echo "$(TORCH)" > $(PEERS_VENV)/constraints.txt
+	$(PEERS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
+	$(PEERS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint $(PEERS_VENV)/constraints.txt --requirement tests/peers/requirements.txt
+	$(PEERS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
 
 lint: venv
 	$(BIN)/ruff check .
@@ -41,4 +55,4 @@ $(VENV)/installed: pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(VENV) dist build
+	rm -rf $(VENV) $(PEERS_VENV) dist build

@@ -52,9 +52,13 @@ def find(path: str | Path) -> Found:
         if hub_id is None:
             raise SAEError(f"no SAE at '{path}': there is no such folder (a folder should hold {_wanted()})")
         place = _hub.fetch(hub_id)
-    found = _at(place) or list(_below(place, DEPTH))
-    if not found:
-        raise SAEError(_nothing(place, path))
+    try:
+        found = _at(place) or list(_below(place, DEPTH))
+        nothing = "" if found else _nothing(place, path)
+    except OSError as error:
+        raise SAEError(f"no SAE at '{path}': it cannot be read ({error})") from error
+    if nothing:
+        raise SAEError(nothing)
     if len(found) > 1:
         raise _hub.several(str(path), [str(each.path.relative_to(place)) for each in found])
     return found[0]

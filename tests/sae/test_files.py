@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from planted_features import random_topk
-from safetensors.torch import save_file
+from planted_features import random_model, random_topk
+from safetensors.torch import load_file, save_file
 
 import sae
 from sae import SAEError, SAEMetadata
@@ -86,8 +86,15 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "architecture": (lambda f: edit(f, architecture="topkk"), "unknown SAE architecture 'topkk'; did you mean 'topk'"),
     "setting": (lambda f: edit(f, config={"d_in": 6, "n_latents": 10, "kk": 2}), "describes no SAE we know.*kk"),
     "k": (lambda f: edit(f, config={"d_in": 6, "n_latents": 10, "k": 11}), "k has to lie between 1 and n_latents"),
-    "width": (lambda f: edit(f, config={"d_in": 0, "n_latents": 10, "k": 2}), "have to be positive, not 0 and 10"),
-    "no config": (lambda f: (f / "sae.json").unlink(), r"looked for sae\.json.*found weights\.safetensors"),
+    "width": (lambda f: edit(f, config={"d_in": 0, "n_latents": 10, "k": 2}), "have to be positive, not 0, 0 and 10"),
+    "no config": (
+        lambda f: (f / "sae.json").unlink(),
+        r"looked for .*sae\.json \+ .*found weights\.safetensors \(and in weights\.safetensors W_dec, b_dec",
+    ),
+    "size": (
+        lambda f: edit(f, config={"d_in": 6, "n_latents": 10**14, "k": 2}),
+        r"sae\.json describes no SAE we know: .*alloc",
+    ),
     "half a config": (lambda f: (f / "sae.json").write_text('{"format": "autoin'), r"looked for .*; found sae\.json"),
     "another's config": (lambda f: (f / "sae.json").write_text("[1]"), r"looked for .*; found sae\.json"),
 }
@@ -103,16 +110,34 @@ def test_every_damage_has_its_message(tmp_path: Path, damage: str) -> None:
         sae.load(tmp_path)
 
 
+def test_its_weight_file_stands_for_the_folder(tmp_path: Path) -> None:
+    sae.save(make(), tmp_path)
+    assert sae.content_sha(sae.load(tmp_path / "weights.safetensors")) == sae.content_sha(make())
+    assert sae.content_sha(sae.load(tmp_path / "sae.json")) == sae.content_sha(make())
+
+
+def test_what_cannot_be_read_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(SAEError, match=r"it cannot be read \(.*Permission denied\)"):
+        sae.load(tmp_path)
+
+
 def test_nowhere_and_nothing(tmp_path: Path) -> None:
     with pytest.raises(
-        SAEError, match=r"no SAE at '.*nowhere': there is no such folder \(a folder should hold sae\.json"
+        SAEError, match=r"no SAE at '.*nowhere': there is no such folder \(a folder should hold .*sae\.json \+"
     ):
         sae.load(tmp_path / "nowhere")
     with pytest.raises(SAEError, match="found nothing"):
         sae.load(tmp_path)
 
 
-@pytest.mark.parametrize("changes", [{"version": "two"}, {"metadata": None}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"version": "two"}, {"metadata": None}, {"metadata": {"extra": 1}}, {"config": [1]}, {"architecture": None}],
+)
 def test_a_config_with_values_of_wrong_type_is_an_sae_error(tmp_path: Path, changes: dict[str, Any]) -> None:
     sae.save(make(), tmp_path)
     edit(tmp_path, **changes)
@@ -143,6 +168,57 @@ def test_content_sha_is_of_the_content(tmp_path: Path) -> None:
         shas.add(sae.content_sha(model))
     shas.add(sae.content_sha(random_topk(0, d_in=6, n_latents=10, k=3, auxk_alpha=0.1)))
     assert len(shas) == 7
+
+
+def test_content_sha_is_of_dtypes_and_shapes_too() -> None:
+    model = make(0)
+    shas = {sae.content_sha(model)}
+    fine = make(0).double()
+    shas.add(sae.content_sha(fine))
+    with torch.no_grad():
+        fine.encoder[0, 0] += 1e-12  # less than float32 can tell
+    shas.add(sae.content_sha(fine))
+    shas.add(sae.content_sha(make(0).to(torch.bfloat16)))
+    with torch.no_grad():
+        model.b_enc[0] = 0.0
+        shas.add(sae.content_sha(model))
+        model.b_enc[0] = -0.0
+        shas.add(sae.content_sha(model))
+    assert len(shas) == 6
+    turned = make(0)
+    turned.W_dec = torch.nn.Parameter(turned.W_dec.reshape(6, 10).detach())
+    assert sae.content_sha(turned) != sae.content_sha(make(0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_dtypes_are_kept(tmp_path: Path, dtype: torch.dtype) -> None:
+    model = random_model("batchtopk", d_in=6, n_latents=10, k=2, dtype=dtype)
+    model.threshold = torch.tensor(0.123456789012345, dtype=torch.float64)  # one that is finer than the rest
+    read = sae.load(sae.save(model, tmp_path))
+    assert {name: t.dtype for name, t in read.state_dict().items()} == {
+        name: torch.float64 if name == "threshold" else dtype for name in model.state_dict()
+    }
+    assert all(torch.equal(read.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
+    assert sae.content_sha(read) == sae.content_sha(model)
+    assert all(parameter.requires_grad for parameter in read.parameters())
+
+
+def test_tuples_of_a_config_come_back_as_tuples(tmp_path: Path) -> None:
+    model = random_model("matryoshka", d_in=6, n_latents=10, k=2, group_sizes=(2, 3, 5), weights=(0.5, 0.25, 0.25))
+    sae.save(model, tmp_path)
+    assert json.loads((tmp_path / "sae.json").read_text())["config"]["group_sizes"] == [2, 3, 5]
+    read = sae.load(tmp_path)
+    assert read.config == model.config and read.config_dict()["group_sizes"] == (2, 3, 5)
+    assert sae.content_sha(read) == sae.content_sha(model)
+
+
+def test_weights_with_nan_are_refused(tmp_path: Path) -> None:
+    sae.save(make(), tmp_path)
+    held = load_file(tmp_path / "weights.safetensors")
+    held["W_dec"][2, 3] = torch.nan
+    save_file(held, tmp_path / "weights.safetensors")
+    with pytest.raises(SAEError, match=r"does not fit sae\.json: W_dec holds NaN or infinity"):
+        sae.load(tmp_path)
 
 
 def test_importing_sae_needs_neither_transformers_nor_pandas(tmp_path: Path) -> None:
