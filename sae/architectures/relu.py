@@ -57,10 +57,9 @@ class ReLU(SparseAutoencoder):
     def encode_rows(self, inputs: Tensor) -> SparseCodes:
         return SparseCodes.from_dense(self.preactivations(inputs).relu_())
 
-    def weight(self, context: StepContext) -> float:
+    def weight(self, context: StepContext) -> float | Tensor:
         """The penalty's coefficient at this step."""
-        warmup = self.config.l1_warmup
-        return self.config.l1 * min(1.0, context.share_done / warmup if warmup else 1.0)
+        return self.config.l1 * context.ramp(self.config.l1_warmup)
 
     def sparsity(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """What is penalised of activations `[P]`, as a sum, and its derivative `[P]`."""
@@ -78,11 +77,11 @@ class ReLU(SparseAutoencoder):
         fired = torch.zeros(self.n_latents, dtype=torch.int64, device=inputs.device)
         for slab in slabs(self, inputs, lambda pre: pre > 0):
             x, y = batch.x[slab.rows], batch.y[slab.rows]
-            recon, pull = slab.pairs.decode_and_pull(slab.pre, self.W_dec)
+            recon = slab.pairs.decode(slab.pre, self.W_dec)
             error = reconstruction_error(self, recon, Batch(x, y))
             squared += torch.linalg.vector_norm(error).square()
             grad_out = error.mul_(2.0 / variance)
-            grad_values = pull(grad_out)
+            grad_values = slab.pairs.pull(grad_out, self.W_dec)
             if lengths is None:
                 amount, slope = self.sparsity(slab.pre)
             else:
