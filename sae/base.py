@@ -16,7 +16,7 @@ from sae.errors import SAEError
 from sae.input_norms import INPUT_NORMS, undo
 from sae.sparse import decode_csr
 
-CHUNK_BYTES = 20 * 2**20
+CHUNK_BYTES = 32 * 2**20
 """Pre-activations of one encoder chunk. Chunks of this size stay near the cache and cost the product no speed."""
 
 

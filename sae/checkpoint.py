@@ -53,7 +53,7 @@ def load(
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no dict)
     except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
         raise SAEError(f"the checkpoint {path} is damaged ({error}); delete it to start over") from error
-    apart = _difference(header["identity"], json.loads(json.dumps(identity)))
+    apart = difference(header["identity"], json.loads(json.dumps(identity)))
     if apart:
         raise SAEError(
             f"{path} belongs to a run with other settings or other data ({apart}); use another folder or --fresh"
@@ -76,10 +76,11 @@ def _state(model: SparseAutoencoder) -> dict[str, Tensor]:
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
-def _difference(found: Any, wanted: Any, where: str = "") -> str:
+def difference(found: Any, wanted: Any, where: str = "") -> str:
+    """The first entry in which two JSON values differ, in words; empty if they are the same."""
     if isinstance(found, dict) and isinstance(wanted, dict):
         for key in sorted({*found, *wanted}):
-            apart = _difference(found.get(key), wanted.get(key), f"{where}.{key}" if where else key)
+            apart = difference(found.get(key), wanted.get(key), f"{where}.{key}" if where else key)
             if apart:
                 return apart
         return ""

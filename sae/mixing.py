@@ -31,11 +31,14 @@ class MixingBuffer:
     Every row of the stream is handed out once, but for those that fill no last batch.
     """
 
-    def __init__(self, stream: Stream, *, n_steps: int, capacity: int, batch_size: int, seed: int) -> None:
+    def __init__(
+        self, stream: Stream, *, n_steps: int, capacity: int, batch_size: int, seed: int, identity: str = ""
+    ) -> None:
+        """`identity` says what the stream is made of: a state is restored into the same only."""
         if capacity < 2 * batch_size:
             raise SAEError(f"a mixing buffer of {capacity} rows has to hold two batches of {batch_size}, better fifty")
         self.n_steps, self.capacity, self.batch_size, self.seed = n_steps, capacity, batch_size, seed
-        self.stream = stream
+        self.stream, self.identity = stream, identity
         self.step = 0
         self._position = 0
         self._round = 0
@@ -48,8 +51,14 @@ class MixingBuffer:
         self._iterator: Iterator[tuple[int, Held]] | None = None
 
     def batch(self, step: int) -> Mapping[str, Tensor]:
-        if step != self.step:
-            raise SAEError(f"a stream cannot go from step {self.step} to {step}; restore its state first")
+        if step < self.step:
+            raise SAEError(f"a stream cannot go back from step {self.step} to {step}; use --fresh")
+        # A kill may leave its state one checkpoint behind those of the dictionaries.
+        while self.step < step:
+            self._take()
+        return self._take()
+
+    def _take(self) -> Held:
         if _length(self._out) < self.batch_size:
             self._next_round()
         batch, self._out = _split(self._out, self.batch_size)
@@ -66,7 +75,7 @@ class MixingBuffer:
         """Everything later batches depend on, but the stream."""
         held = {"kept": self._kept, "out": self._out, "pending": self._pending}
         tensors = {f"{part}.{name}": rows.contiguous() for part, sites in held.items() for name, rows in sites.items()}
-        counters = {"step": self.step, "position": self._position, "round": self._round}
+        counters = {"step": self.step, "position": self._position, "round": self._round, "identity": self.identity}
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".tmp")
         save_file(tensors, temporary, metadata={name: str(value) for name, value in counters.items()})
@@ -76,7 +85,7 @@ class MixingBuffer:
         """Go back to a saved state.
 
         Raises:
-            SAEError: the file is damaged.
+            SAEError: the file is damaged, or of another stream.
         """
         try:
             with safe_open(path, "pt") as file:
@@ -84,6 +93,8 @@ class MixingBuffer:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no dict)
         except (SafetensorError, OSError) as error:
             raise SAEError(f"the saved buffer {path} is damaged ({error}); use --fresh") from error
+        if counters.get("identity") != self.identity:
+            raise SAEError(f"the saved buffer {path} belongs to other dictionaries or other data; use --fresh")
         self.step, self._position, self._round = (int(counters[name]) for name in ("step", "position", "round"))
         self._kept, self._out, self._pending = (
             {name.removeprefix(part): rows for name, rows in tensors.items() if name.startswith(part)}

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from sae.base import SAEMetadata
-from sae.codes import SparseCodes
-from sae.selection import SelectingSAE, SelectionConfig
-from sae.sparse import Pairs
+from sae.fixed_count import FixedCountSAE
+from sae.largest import largest
+from sae.selection import SelectionConfig
 from sae.training import (
     Batch,
     Gradients,
@@ -36,34 +36,15 @@ class Config(SelectionConfig):
     """Also learn to reconstruct from 4k latents, at an eighth of the weight."""
 
 
-class TopK(SelectingSAE):
-    """f = the k largest of ReLU((x - b_dec) W_enc + b_enc); ties go to the index that torch.topk returns."""
+class TopK(FixedCountSAE):
+    """f = the k largest of ReLU((x - b_dec) W_enc + b_enc); of equals an arbitrary but fixed one."""
 
     architecture: ClassVar[str] = "topk"
     config: Config
 
     def choose(self, pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """Values and latents `[n, k]` kept of pre-activations `[n, F]`."""
-        values, latents = pre.topk(k, dim=1, sorted=False)
+        values, latents = largest(pre, k)
         return values.relu_(), latents
-
-    def encode_rows(self, inputs: Tensor) -> SparseCodes:
-        return SparseCodes.from_topk(*self.choose(self.preactivations(inputs), self.config.k), self.n_latents)
-
-    def select(self, batch: Batch, inputs: Tensor, context: StepContext) -> tuple[Pairs, Tensor]:
-        return self._select(inputs, self.config.k)
-
-    def _select(self, inputs: Tensor, k: int) -> tuple[Pairs, Tensor]:
-        n = inputs.shape[0]
-        values = inputs.new_empty(n, k)
-        latents = torch.empty(n, k, dtype=torch.int64, device=inputs.device)
-        step = self.chunk_rows()
-        buffer = inputs.new_empty(min(step, n), self.n_latents)
-        for start in range(0, n, step):
-            rows = inputs[start : start + step]
-            pre = self.preactivations(rows, out=buffer[: len(rows)])
-            values[start : start + step], latents[start : start + step] = self.choose(pre, k)
-        return Pairs.of_topk(latents, self.n_latents), values.reshape(-1)
 
     @torch.no_grad()
     def step(self, batch: Batch, context: StepContext) -> StepResult:
@@ -77,14 +58,14 @@ class TopK(SelectingSAE):
     def _wide_term(self, batch: Batch, context: StepContext) -> Tensor:
         """FVU with 4k latents; adds an eighth of its gradient."""
         inputs = self.encoder_input(batch.x)
-        pairs, values = self._select(inputs, min(MULTI * self.config.k, self.n_latents))
+        pairs, values = self.keep(inputs, min(MULTI * self.config.k, self.n_latents))
         variance = variance_of(batch.y, context, context.rows_of(batch))
-        recon, pull = pairs.decode_and_pull(values, self.W_dec)
+        recon = pairs.decode(values, self.W_dec)
         error = reconstruction_error(self, recon, batch)
         fvu: Tensor = torch.linalg.vector_norm(error).square() / variance
         grad_out = error.mul_(2.0 * MULTI_WEIGHT / variance)
         gradients = Gradients({name: p.grad for name, p in self.named_parameters() if p.grad is not None})
-        add_encoder_gradients(self, gradients, pairs, pull(grad_out) * (values != 0), inputs)
+        add_encoder_gradients(self, gradients, pairs, pairs.pull(grad_out, self.W_dec) * (values != 0), inputs)
         add_decoder_gradients(self, gradients, pairs, values, grad_out, batch.x)
         gradients.write(self)
         return fvu

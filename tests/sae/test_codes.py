@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from planted_features import random_topk
@@ -9,7 +11,7 @@ from torch import Tensor
 
 from sae import SparseCodes
 from sae.metrics import Reconstruction
-from sae.sparse import SortedPairs, decode_pairs, values_gradient
+from sae.sparse import Pairs, products_by_bags, products_on_pattern
 
 
 def sparse_dense(n: int, f: int, seed: int = 0, share: float = 0.2) -> Tensor:
@@ -72,19 +74,55 @@ def test_decode_equals_the_dense_product() -> None:
     assert torch.equal(nothing, model.b_dec.expand(3, 7))
 
 
-def test_pair_products_equal_dense_ones() -> None:
+def topk_pairs() -> tuple[Pairs, Tensor, Tensor]:
+    """Three latents of each of 6 rows, not in order; values; the same as a dense `[6, 14]`."""
     generator = torch.Generator().manual_seed(3)
     values = torch.randn(6, 3, generator=generator, dtype=torch.float64)
     latents = torch.stack([torch.randperm(14, generator=generator)[:3] for _ in range(6)])
-    W = torch.randn(14, 5, generator=generator, dtype=torch.float64)
-    source = torch.randn(6, 5, generator=generator, dtype=torch.float64)
     dense = torch.zeros(6, 14, dtype=torch.float64).scatter(1, latents, values)
-    pairs = SortedPairs.of(latents, 14)
-    assert torch.allclose(decode_pairs(values, latents, W), dense @ W)
-    assert torch.allclose(values_gradient(source, latents, W), (source @ W.T).gather(1, latents))
+    return Pairs.of_topk(latents, 14), values.reshape(-1), dense
+
+
+def ragged_pairs() -> tuple[Pairs, Tensor, Tensor]:
+    """As many latents a row as happen to be there, the first, the last and a middle row empty."""
+    dense = sparse_dense(9, 14).double()
+    dense[0] = dense[-1] = 0
+    rows, latents = dense.nonzero(as_tuple=True)
+    return Pairs.of_rows(rows, latents, 9, 14), dense[rows, latents], dense
+
+
+@pytest.mark.parametrize("make", [topk_pairs, ragged_pairs])
+def test_pair_products_equal_dense_ones(make: Callable[[], tuple[Pairs, Tensor, Tensor]]) -> None:
+    pairs, values, dense = make()
+    n = len(dense)
+    generator = torch.Generator().manual_seed(4)
+    W = torch.randn(14, 5, generator=generator, dtype=torch.float64)
+    source = torch.randn(n, 5, generator=generator, dtype=torch.float64)
+    assert pairs.n_rows == n
+    assert torch.equal(pairs.offsets.diff(), torch.bincount(pairs.rows, minlength=n))
+    assert torch.allclose(pairs.decode(values, W), dense @ W)
+    wanted = (source @ W.T)[pairs.rows, pairs.latents]
+    # What runs on the CPU, and what runs elsewhere.
+    for dots in (products_on_pattern, products_by_bags):
+        assert torch.allclose(dots(pairs.offsets, pairs.latents, source, W), wanted)
+    assert torch.allclose(pairs.pull(source, W), wanted)
     assert torch.allclose(pairs.sum_rows(values, source), dense.T @ source)
     assert torch.allclose(pairs.sum_weights(values), dense.sum(dim=0))
-    assert torch.equal(pairs.counts, torch.bincount(latents.reshape(-1), minlength=14))
+    assert torch.equal(pairs.count(values > 0), (dense > 0).sum(dim=0))
+    # The same pairs with sources elsewhere: sums by latent of another matrix's rows, in the opposite order.
+    turned = pairs.with_rows(n - 1 - pairs.rows)
+    assert torch.allclose(turned.sum_rows(values, source), dense.T @ source.flip(0))
+    assert torch.allclose(pairs.sum_rows(values, source), dense.T @ source)
+
+
+def test_no_pairs_at_all() -> None:
+    nothing = torch.zeros(0, dtype=torch.int64)
+    pairs, values, W = Pairs.of_rows(nothing, nothing, 3, 14), torch.zeros(0), torch.randn(14, 5)
+    source = torch.randn(3, 5)
+    assert torch.equal(pairs.decode(values, W), torch.zeros(3, 5))
+    assert pairs.pull(source, W).shape == (0,)
+    assert torch.equal(pairs.sum_rows(values, source), torch.zeros(14, 5))
+    assert not pairs.sum_weights(values).any() and not pairs.count(values > 0).any()
 
 
 def test_reconstruction_pools_over_batches() -> None:
