@@ -14,8 +14,13 @@ if TYPE_CHECKING:
     from sae.files import content_sha as content_sha
     from sae.files import load as load
     from sae.files import save as save
+    from sae.learner import LearnConfig as LearnConfig
+    from sae.learner import Learner as Learner
+    from sae.sources import Replay as Replay
+    from sae.sources import Rows as Rows
     from sae.trainer import TrainConfig as TrainConfig
     from sae.trainer import Trainer as Trainer
+    from sae.trainer import train_all as train_all
 
 _WHERE = {
     "SAEConfig": "sae.base",
@@ -26,8 +31,13 @@ _WHERE = {
     "content_sha": "sae.files",
     "load": "sae.files",
     "save": "sae.files",
+    "LearnConfig": "sae.learner",
+    "Learner": "sae.learner",
+    "Replay": "sae.sources",
+    "Rows": "sae.sources",
     "TrainConfig": "sae.trainer",
     "Trainer": "sae.trainer",
+    "train_all": "sae.trainer",
 }
 __all__ = sorted(_WHERE)
 

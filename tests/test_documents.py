@@ -104,9 +104,10 @@ def test_make_targets_exist() -> None:
 
 def test_every_verb_is_in_the_table(cli: Callable[..., Any]) -> None:
     from autointerp.cli import commands as registered
+    from autointerp.cli import training
     from autointerp.cli._main import app
 
-    assert registered
+    assert registered and training
     verbs = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
     table = re.findall(r"^\| `autointerp (\w+)", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
     assert set(table) == verbs
@@ -129,3 +130,24 @@ def test_the_settings_page_is_current() -> None:
 def test_documents_stand_alone() -> None:
     for page in [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]:
         assert "../shared" not in page.read_text()
+
+
+def test_the_training_page(place: Path, cli: Callable[..., Any]) -> None:
+    said = commands(ROOT / "docs" / "training.md", "autointerp")
+    assert [command[1] for command in said] == ["train", "explain"]
+    # The planted corpus and model are smaller than what the defaults are made for.
+    small = ["--context-length", "64"]
+    fewer = ["--tokens", "20000", "--batch-size", "2048", "--set", "train.held_out=4"]
+    ended = cli(*said[0][1:], *small, *fewer)
+    assert ended.code == 0, ended.err
+    assert len(list((place / "results" / "grid" / "saes").glob("*/sae.json"))) == 16
+    ended = cli(*said[1][1:], *small, "--limit", "2", "--tokens", "20000")
+    assert ended.code == 0, ended.err
+    assert (place / "results" / "explained" / "explanations.parquet").is_file()
+
+
+def test_every_architecture_is_on_the_training_page() -> None:
+    from autointerp.registries import SAES
+
+    page = (ROOT / "docs" / "training.md").read_text()
+    assert [name for name in SAES.names if f"`{name}`" not in page] == []
