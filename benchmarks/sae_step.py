@@ -196,7 +196,7 @@ def main() -> None:
         (f"{width}, 20% dead", learner(x, width, dead_share=0.2)),
         (str(WIDE), wide),
     ):
-        chunk = min(one.model.chunk_rows(), batch) * one.model.n_latents * 4
+        chunk = one.model.chunk_rows(batch) * one.model.n_latents * 4
         allowed = 4 * x.numel() * 4 + chunk
         figures.add(
             f"memory above weights, gradients and optimiser at {label}, MB", peak_bytes(one, x) / MB, allowed / MB,

@@ -149,7 +149,7 @@ class SparseAutoencoder(nn.Module, ABC):
         if rows.shape[0] == 0:
             return SparseCodes.empty(self.n_latents, self.W_dec)
         rows, scale, shift = INPUT_NORMS[self.config.input_norm](rows)
-        chunks = torch.split(rows, self.chunk_rows())
+        chunks = torch.split(rows, self.chunk_rows(len(rows)))
         codes = SparseCodes.cat([self.encode_rows(self.encoder_input(chunk)) for chunk in chunks])
         return codes.normalised(scale, shift)
 
@@ -194,9 +194,10 @@ class SparseAutoencoder(nn.Module, ABC):
         finally:
             self._low_rows = None
 
-    def chunk_rows(self) -> int:
-        """Rows of one encoder chunk."""
-        return max(1, CHUNK_BYTES // (self.W_dec.element_size() * self.n_latents))
+    def chunk_rows(self, n: int) -> int:
+        """Rows of an encoder chunk of `n` rows: at most CHUNK_BYTES of pre-activations, in parts of equal size."""
+        most = max(1, CHUNK_BYTES // (self.W_dec.element_size() * self.n_latents))
+        return -(-n // -(-n // most)) if n else most
 
     # Training
 

@@ -45,7 +45,8 @@ def largest_of_batch(
 
 def _exceeding(model: SparseAutoencoder, inputs: Tensor, quota: int, bound: Tensor) -> Entries:
     """The `quota` largest of the values that exceed `bound`."""
-    n, step = inputs.shape[0], model.chunk_rows()
+    n = inputs.shape[0]
+    step = model.chunk_rows(n)
     buffer = inputs.new_empty(min(step, n), model.n_latents)
     nothing = torch.zeros(0, dtype=torch.int64, device=inputs.device)
     kept: Entries = nothing, nothing, inputs.new_zeros(0)

@@ -31,7 +31,8 @@ class FixedCountSAE(SelectingSAE):
 
     def keep(self, inputs: Tensor, k: int) -> tuple[Pairs, Tensor]:
         """Pairs and values kept of encoder inputs `[B, D]`, chunk by chunk."""
-        n, step = inputs.shape[0], self.chunk_rows()
+        n = inputs.shape[0]
+        step = self.chunk_rows(n)
         values = inputs.new_empty(n, k)
         latents = torch.empty(n, k, dtype=torch.int64, device=inputs.device)
         buffer = inputs.new_empty(min(step, n), self.n_latents)

@@ -157,7 +157,7 @@ class Learner:
         batch = self._batch(rows)
         context = StepContext(
             step=self.step_done, n_steps=self.n_steps, n_rows=self.config.batch_size, dead=self._dead,
-            seed=self.config.seed, total=self.world.total, largest=self.world.largest,
+            total=self.world.total, largest=self.world.largest,
         )  # fmt: skip
         self._set_lr()
         for parameter in self.model.parameters():
@@ -266,7 +266,7 @@ class Learner:
         def scaled(name: str | None, factor: float) -> Tensor | None:
             if name is None:
                 return None
-            return rows[name].to(self.device, torch.float32, copy=True).mul_(factor)
+            return torch.mul(rows[name].to(self.device, torch.float32), factor)
 
         x = scaled(self.reads.x, self.scale)
         assert x is not None

@@ -117,18 +117,18 @@ class Pairs:
         """`out[f] = sum over f's pairs of weight * source[row]`: `[P], [n_rows, D] -> [F, D]`."""
         order, offsets = self._latent_order()
         if self._rows_by_latent is None:
-            self._rows_by_latent = self.rows[order]
-        return bag_sums(self._rows_by_latent, offsets, weights[order], source)
+            self._rows_by_latent = self.rows.index_select(0, order)
+        return bag_sums(self._rows_by_latent, offsets, weights.index_select(0, order), source)
 
     def sum_weights(self, weights: Tensor) -> Tensor:
         """`out[f] = sum of f's weights`: `[P] -> [F]`."""
         order, offsets = self._latent_order()
         ones = weights.new_ones(1, 1)
-        return bag_sums(torch.zeros_like(order), offsets, weights[order], ones)[:, 0]
+        return bag_sums(torch.zeros_like(order), offsets, weights.index_select(0, order), ones)[:, 0]
 
     def count(self, mask: Tensor) -> Tensor:
         """How many of each latent's pairs are in `mask` (bool [P]): int64 [F]."""
         order, offsets = self._latent_order()
         ends = torch.zeros(len(order) + 1, dtype=torch.int64, device=order.device)
-        torch.cumsum(mask[order], dim=0, out=ends[1:])
+        torch.cumsum(mask.index_select(0, order), dim=0, out=ends[1:])
         return ends[offsets].diff()

@@ -50,7 +50,6 @@ class StepContext:
     """Rows of the whole batch, over all processes; 0 means this one's."""
     dead: Tensor | None = None
     """Indices of latents that have not fired for long, int64 [n]."""
-    seed: int = 0
     total: Callable[[Tensor], Tensor] = alone
     """Sum of a tensor over all processes."""
     largest: Callable[[Tensor], Tensor] = alone
@@ -71,7 +70,7 @@ class StepContext:
 class StepResult(NamedTuple):
     """Figures of one batch, kept as tensors so that a step never waits for the device.
 
-    All are this process's share of a sum over processes.
+    All but `parts` are this process's share of a sum over processes.
     """
 
     loss: Tensor
@@ -81,7 +80,7 @@ class StepResult(NamedTuple):
     n_active: Tensor
     """Non-zero codes in the batch, int64 []."""
     parts: dict[str, Tensor]
-    """Further terms of the loss and states worth a line in the log."""
+    """Further terms of the loss worth a line in the log; of this process alone."""
 
 
 @dataclass(slots=True)
@@ -166,7 +165,7 @@ def slabs(
     n_pairs, first, done = 0, 0, 0
     n = inputs.shape[0]
     # Where every latent may fire, a chunk's pairs have to fit as well.
-    step = min(model.chunk_rows(), max(1, limit // model.n_latents))
+    step = min(model.chunk_rows(n), max(1, limit // model.n_latents))
     buffer = inputs.new_empty(min(step, n), model.n_latents)
     for chunk in torch.split(inputs, step):
         pre = model.preactivations(chunk, out=buffer[: len(chunk)])

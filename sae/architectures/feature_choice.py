@@ -125,7 +125,7 @@ class FeatureChoice(mutual_choice.MutualChoice):
         if self._plan is None or self._plan[0] != n:
             order = self.shares.sort(descending=True, stable=True).indices
             quotas = divide(self.shares[order].cpu(), self.config.k * n, n).to(order.device)
-            step = max(1, self.chunk_rows() * self.n_latents // n)
+            step = max(1, self.chunk_rows(n) * self.n_latents // n)
             self._plan = n, [
                 _part(*pair) for pair in zip(torch.split(order, step), torch.split(quotas, step), strict=True)
             ]  # fmt: skip

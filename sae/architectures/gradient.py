@@ -101,7 +101,7 @@ class Gradient(FixedCountSAE):
         if not self.config.beta or not rows.shape[0]:
             return self.encode(x)
         scale, parts = self.gradient_scale.to(rows.dtype), []
-        step = self.chunk_rows()
+        step = self.chunk_rows(len(rows))
         for chunk, slope in zip(torch.split(rows, step), torch.split(slopes, step), strict=True):
             pre = self.preactivations(self.encoder_input(chunk))
             kept = self.choose_by_effect(pre, slope, scale, self.config.k)
@@ -116,7 +116,8 @@ class Gradient(FixedCountSAE):
         if not self.config.beta:
             return self.keep(inputs, k)
         scale = self._batch_scale(gradient, context) if self.config.normalised else inputs.new_ones(())
-        n, step = inputs.shape[0], self.chunk_rows()
+        n = inputs.shape[0]
+        step = self.chunk_rows(n)
         values = inputs.new_empty(n, k)
         latents = torch.empty(n, k, dtype=torch.int64, device=inputs.device)
         buffer = inputs.new_empty(2, min(step, n), self.n_latents)
@@ -133,7 +134,9 @@ class Gradient(FixedCountSAE):
 
     def _batch_scale(self, gradient: Tensor, context: StepContext) -> Tensor:
         """One over the mean of |d . g| over the batch of all processes and all latents; keeps the running mean."""
-        own = torch.stack([self._effects(part).sum() for part in torch.split(gradient, self.chunk_rows())]).sum()
+        own = torch.stack(
+            [self._effects(part).sum() for part in torch.split(gradient, self.chunk_rows(len(gradient)))]
+        ).sum()
         sums = context.total(torch.stack([own, own.new_tensor(float(gradient.shape[0] * self.n_latents))]))
         tiny = torch.finfo(own.dtype).tiny
         mean = (sums[0] / sums[1]).clamp_min(tiny)

@@ -137,7 +137,7 @@ class MatchingPursuit(SparseAutoencoder):
         n, k = len(batch.x), self.config.k
         gram = self._gram_for(n, k)
         traced = max(1, TRACE_BYTES // (2 * (k + 1) * self.d_in * batch.x.element_size()))
-        at_once = min(traced, self.chunk_rows(), n if gram is None else GRAM_ROWS)
+        at_once = min(traced, self.chunk_rows(n), n if gram is None else GRAM_ROWS)
         for start in range(0, n, at_once):
             rows = slice(start, start + at_once)
             x, y = batch.x[rows], batch.y[rows]
