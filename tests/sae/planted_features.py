@@ -102,7 +102,7 @@ def train(
         rows = torch.randint(len(x), (batch_size,), generator=generator)
         batch = Batch(x[rows], *(None if other is None else other[rows] for other in (target, gradient)))
         dead = (since_fired > dead_after).nonzero()[:, 0]
-        results.append(model.step(batch, StepContext(step, steps, batch_size, dead, seed)))
+        results.append(model.step(batch, StepContext(step, steps, batch_size, dead)))
         for group in optimiser.param_groups:
             group["lr"] = lr * min(1.0, (step + 1) / 20, (steps - step) / (0.3 * steps))
         with torch.no_grad():
