@@ -79,7 +79,9 @@ class Live(TrainingDisplay):
                 Text(name), f"{report.fvu:.3f}", f"{report.l0:.1f}", f"{report.dead_share:.0%}", f"{report.loss:.3f}",
                 f"{report.lr:.1e}", sparkline(self._fvu[name]),
             )  # fmt: skip
-        return Group(head, ProgressBar(total=self.n_steps, completed=step, width=60), table)
+        bar = Table.grid()  # a bar by itself does not end its line
+        bar.add_row(ProgressBar(total=self.n_steps, completed=step, width=60))
+        return Group(head, bar, table)
 
 
 def sparkline(values: Sequence[float]) -> str:

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
     from sae.registry import Registry
 
+ALL = "(all)"
+"""Stands where the name of a member would, above what all of them share."""
+
 NARROW = 72
 """Columns. A table of four columns is unreadable below; entries are then stacked."""
 
@@ -65,8 +68,19 @@ def print_list(kind: str, console: Console | None = None) -> None:
 
 def saes() -> list[Entry]:
     from autointerp.registries import SAES
+    from sae.base import SAEConfig
 
-    return _members(SAES, lambda module: {}, lambda module: config_fields(getattr(module, "Config", None)))
+    shared = config_fields(SAEConfig)
+
+    def own(module: ModuleType) -> list[tuple[str, str, str]]:
+        """Fields that only this architecture has, and those whose default it changes."""
+        defaults = {(name, default) for name, default, _ in shared}
+        return [option for option in config_fields(getattr(module, "Config", None)) if option[:2] not in defaults]
+
+    every = Entry(
+        cells={"name": ALL, "what": "What every architecture takes, unless it says otherwise."}, options=shared
+    )
+    return [every, *_members(SAES, lambda module: {}, own)]
 
 
 def scorers() -> list[Entry]:

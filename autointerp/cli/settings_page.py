@@ -24,7 +24,8 @@ def settings_page() -> str:
 
 def _line(name: str, info: FieldInfo) -> str:
     default = info.get_default(call_default_factory=False)
-    shown = "" if default is None or default == () else f"`{', '.join(map(str, default)) if isinstance(default, tuple) else default}`"
+    text = ", ".join(map(str, default)) if isinstance(default, tuple) else default
+    shown = "" if default is None or default == () else f"`{text}`"
     return f"| `{name}` | {shown} | {' '.join((info.description or '').split())} |"
 
 

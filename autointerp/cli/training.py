@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -76,10 +77,11 @@ def train(
 def _train(settings: RunSettings, *, fresh: bool, quiet: bool, plain: bool) -> None:
     import sae
     from autointerp.pipeline.grid import grid
+    from autointerp.pipeline.job import Job
     from autointerp.pipeline.metrics import metric_rows, write_metrics
     from autointerp.pipeline.names import sae_id
     from autointerp.pipeline.run import Run
-    from autointerp.pipeline.train import Job, recorded
+    from autointerp.pipeline.train import recorded
     from autointerp.pipeline.train import train as train_stage
     from autointerp.progress import Reporter
     from autointerp.subject.load import load_subject
@@ -128,15 +130,17 @@ def _print(folders: list[Path], figures: list[dict[str, Figure]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    # A figure without a value, e.g. FVU of text that is one token over and over, is not recorded.
+    missing = (math.nan, math.nan, math.nan, 0)
     table = Table(title="on held-out text (95% intervals over contexts)", title_justify="left")
     for column in ("SAE", "FVU", "L0", "CE recovered", "KL", "dead", "dense"):
         table.add_column(column, justify="left" if column == "SAE" else "right", overflow="fold")
     for folder, found in zip(folders, figures, strict=True):
         cells = []
         for name, digits in (("fvu", 3), ("l0", 1), ("ce_recovered", 3), ("kl", 3)):
-            value, low, high, _ = found[name]
+            value, low, high, _ = found.get(name, missing)
             cells.append(f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]")
-        cells += [f"{found[name][0]:.1%}" for name in ("dead_share", "dense_share")]
+        cells += [f"{found.get(name, missing)[0]:.1%}" for name in ("dead_share", "dense_share")]
         table.add_row(Text(str(folder)), *cells)
     console = Console()
     console.print(table) if console.is_terminal else Console(width=160).print(table)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ DTYPES = ("float16", "int8")
 PART_BLOCKS = 32
 """Blocks between flushes: what a kill can lose."""
 BATCH_BLOCKS = 8
-MANIFEST = "cache.json"
+MANIFEST, FILLING = "cache.json", "filling.json"
 
 
 def cached_rows(
@@ -67,8 +67,7 @@ def cached_rows(
         world.wait()
         if world.leads:
             write_json(folder / MANIFEST, {"identity": identity, "sites": sorted({*_complete(folder), *missing})})
-            for path in folder.glob("progress.*.json"):
-                path.unlink()
+            _forget(folder)
         world.wait()
     return {site: _open(folder, site) for site in sites}
 
@@ -87,7 +86,7 @@ def _claim(folder: Path, identity: dict[str, Any]) -> None:
     if apart:
         raise UserError(
             f"'{folder}' caches activations of something else (different: {', '.join(apart)}); "
-            "name another folder with --cache, or use --fresh"
+            "name another folder with --cache, or delete this one"
         )
 
 
@@ -108,12 +107,15 @@ def _fill(
     """This process's share of the blocks, every `world.size`-th part."""
     places = generator(identity["seed"], "activation cache").permutation(identity["rows"])
     starts = np.concatenate([[0], np.cumsum((blocks.documents != NO_DOCUMENT).sum(axis=1))])
-    progress = folder / f"progress.{world.rank}-of-{world.size}.json"
-    state = {"identity": identity, "sites": sorted(sites)}
-    done = _resumed(progress, state)
-    if world.leads and not done:
+    state = {"identity": identity, "sites": sorted(sites), "processes": world.size}
+    # Files are made once for all processes, whoever of them got how far before a kill.
+    if world.leads and _read(folder / FILLING) != state:
+        _forget(folder)
         _allocate(subject, blocks, sites, folder, identity)
+        write_json(folder / FILLING, state)
     world.wait()
+    progress = folder / f"progress.{world.rank}.json"
+    done: int = (_read(progress) or {"parts": 0})["parts"]
     arrays = {site: _Site(folder, site) for site in sites}
     parts = range(world.rank, -(-len(blocks.tokens) // PART_BLOCKS), world.size)
     for number, part in enumerate(parts):
@@ -128,18 +130,19 @@ def _fill(
                     on_tokens(int(starts[span.stop]))
             for array in arrays.values():
                 array.flush()
-            write_json(progress, {**state, "parts": number + 1})
+            write_json(progress, {"parts": number + 1})
         elif on_tokens:
             on_tokens(int(starts[end]))
 
 
-def _resumed(progress: Path, state: Mapping[str, Any]) -> int:
-    """Parts that are done, if the note about them is of this very filling."""
-    if not progress.is_file():
-        return 0
-    found = json.loads(progress.read_text())
-    parts: int = found.pop("parts")
-    return parts if found == state else 0
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def _forget(folder: Path) -> None:
+    """Drop the notes of a filling. The one that vouches for the others goes first."""
+    for path in (folder / FILLING, *folder.glob("progress.*.json")):
+        path.unlink(missing_ok=True)
 
 
 def _allocate(

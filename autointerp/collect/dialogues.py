@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+from jinja2 import TemplateError
 
 from autointerp.collect.tokens import NO_DOCUMENT, TokenBlocks
 from autointerp.errors import UserError
@@ -52,29 +53,35 @@ def template(
     """Take dialogues until `n_tokens` tokens count; each is cut at `context_length`.
 
     Raises:
-        UserError: the tokenizer has no chat template, or there is no dialogue.
+        UserError: the tokenizer has no chat template, it refuses a dialogue, or there is none.
     """
     if not getattr(subject.tokenizer, "chat_template", None):
         raise UserError(f"{subject.label} has no chat template; dialogues need an instruct model (or data.mode=packed)")
-    taken: list[list[int]] = []
+    taken: list[tuple[int, list[int]]] = []
     n = 0
-    for row in rows:
-        # The template brings its own BOS; encoding its text again would put a second one before it.
-        ids = subject.tokenizer.apply_chat_template(messages(row, source), tokenize=True, return_dict=False)
+    for number, row in enumerate(rows, first_document):
+        turns = messages(row, source)
+        try:
+            # The template brings its own BOS; encoding its text again would put a second one before it.
+            ids = subject.tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
+        except TemplateError as error:
+            raise UserError(
+                f"the chat template of {subject.label} refuses dialogue {number} of {source}: {error}"
+            ) from error
         ids = list(ids)[:context_length]
         if len(ids) > skip_first:
-            taken.append(ids)
+            taken.append((number, ids))
             n += len(ids) - skip_first
         if n >= n_tokens:
             break
     if not taken:
         raise UserError(f"{source} holds no dialogue longer than {skip_first} tokens; name another with --dataset")
     # Neighbours of like length waste the least padding. Only neighbours: the last rows are to be held out.
-    order = sorted(range(len(taken)), key=lambda i: (i // SORTED_TOGETHER, len(taken[i])))
-    shape = (len(taken), max(map(len, taken)))
+    order = sorted(range(len(taken)), key=lambda i: (i // SORTED_TOGETHER, len(taken[i][1])))
+    shape = (len(taken), max(len(ids) for _, ids in taken))
     tokens = np.zeros(shape, dtype=np.int32)
     owners = np.full(shape, NO_DOCUMENT, dtype=np.int32)
-    for place, i in enumerate(order):
-        tokens[place, : len(taken[i])] = taken[i]
-        owners[place, skip_first : len(taken[i])] = first_document + i
+    for place, (number, ids) in enumerate(taken[i] for i in order):
+        tokens[place, : len(ids)] = ids
+        owners[place, skip_first : len(ids)] = number
     return TokenBlocks(tokens, owners)

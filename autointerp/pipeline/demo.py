@@ -15,12 +15,13 @@ from autointerp.pipeline.demo_model import demo_subject
 from autointerp.pipeline.explain import explain
 from autointerp.pipeline.explain import prepare as prepare_explain
 from autointerp.pipeline.grid import grid
+from autointerp.pipeline.job import Job
 from autointerp.pipeline.metrics import write_sae_metrics
 from autointerp.pipeline.run import Run
 from autointerp.pipeline.score import prepare as prepare_score
 from autointerp.pipeline.score import score
 from autointerp.pipeline.session import Session
-from autointerp.pipeline.train import Job, train
+from autointerp.pipeline.train import train
 from autointerp.progress import Reporter
 from autointerp.subject.load import load_subject
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -40,8 +42,17 @@ class Case:
         Raises:
             UserError: an option is unknown or does not fit.
         """
+        module = member(SAES, self.architecture)
+        known = [field.name for field in fields(module.Config)]
+        for name in set(self.config) - set(known):
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean '{close[0]}'?" if close else ""
+            raise UserError(
+                f"config error at train.options.{self.architecture}.{name}: no such option{hint} "
+                f"(known: {', '.join(known)})"
+            )
         try:
-            model: SparseAutoencoder = member(SAES, self.architecture).create(self.config, metadata)
+            model: SparseAutoencoder = module.create(self.config, metadata)
         except TypeError as error:
             raise UserError(f"config error at train.options.{self.architecture}: {error}") from error
         except SAEError as error:
@@ -64,6 +75,12 @@ def grid(subject: SubjectModel, settings: TrainSettings, hookpoints: Sequence[st
     d_out = width_at(subject, settings.target) if settings.target else None
     for name in set(settings.options) - set(settings.architectures):
         raise UserError(f"config error at train.options.{name}: this architecture is not trained here")
+    for architecture in settings.architectures:
+        if getattr(member(SAES, architecture), "NEEDS_TARGET", False) and settings.target is None:
+            raise UserError(
+                f"'{architecture}' reads one activation and reconstructs another: name that one with --target, "
+                "e.g. --hookpoint layers.9.mlp:in --target layers.9.mlp"
+            )
     cases = []
     for architecture, hookpoint in itertools.product(settings.architectures, hookpoints):
         d_in = width_at(subject, hookpoint)
@@ -83,4 +100,7 @@ def grid(subject: SubjectModel, settings: TrainSettings, hookpoints: Sequence[st
             )  # fmt: skip
             case.create()
             cases.append(case)
+    for name, n in Counter(case.name for case in cases).items():
+        if n > 1:
+            raise UserError(f"the grid holds '{name}' {n} times; name every hookpoint, width, k and seed once")
     return cases

@@ -80,7 +80,7 @@ def check_sae(
     except Exception as error:  # foreign files fail in many ways, each of them a finding
         yield Line("FAIL", said(error), "name an SAE's folder with --sae; `autointerp list formats` says what is read")
         return
-    yield from _describe(sae, Path(path))
+    yield from _describe(sae, path)
 
     model, hookpoint = model or sae.metadata.model, hookpoint or sae.metadata.hookpoint
     for name, value, example in (
@@ -120,14 +120,13 @@ def check_sae(
     yield from _measure(subject, sae, blocks, hookpoint)
 
 
-def _describe(sae: SparseAutoencoder, folder: Path) -> Iterator[Line]:
-    from sae.files import FORMATS
+def _describe(sae: SparseAutoencoder, path: str) -> Iterator[Line]:
+    from sae.files import find
 
-    formats = [name for name in FORMATS.names if FORMATS[name].recognise(folder)]
     config = sae.config_dict()
     yield Line(
         "ok",
-        f"'{folder}': architecture {sae.architecture}, format {', '.join(formats)}, width {sae.n_latents:,} "
+        f"'{path}': architecture {sae.architecture}, format {find(path).format}, width {sae.n_latents:,} "
         f"on {sae.d_in:,} dimensions",
     )
     k = config.get("k")

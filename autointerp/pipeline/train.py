@@ -7,8 +7,8 @@ way every batch is read once for all dictionaries, and a killed run ends with th
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,10 @@ from autointerp.collect.cache import cached_rows, digest
 from autointerp.collect.stream import activation_stream
 from autointerp.collect.tokenise import tokenise
 from autointerp.collect.tokens import TokenBlocks
-from autointerp.config import DataSettings, TrainSettings
 from autointerp.errors import UserError
 from autointerp.pipeline.evaluate import Figure, Placed, evaluate
 from autointerp.pipeline.grid import Case
+from autointerp.pipeline.job import Job, agree
 from autointerp.progress import Reporter
 from autointerp.subject.load import SubjectModel
 from autointerp.tracking import Tracker
@@ -38,27 +38,6 @@ LARGEST_BLOCK = 64
 STREAM = "stream"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """What to train, on what, and where it goes."""
-
-    cases: Sequence[Case]
-    settings: TrainSettings
-    data: DataSettings
-    seed: int
-    saes: Path
-    """Folder that receives one folder per dictionary, named as its case."""
-    work: Path
-    """Tokens, cached activations, states of streams."""
-
-    def folder(self, case: Case) -> Path:
-        return self.saes / case.name
-
-    @property
-    def unfinished(self) -> list[Case]:
-        return [case for case in self.cases if not (self.folder(case) / "sae.json").is_file()]
-
-
 def train(subject: SubjectModel, job: Job, reporter: Reporter, world: World = ALONE) -> list[Path]:
     """Folders of the trained dictionaries; each is made once, and resumed wherever it was left.
 
@@ -66,8 +45,12 @@ def train(subject: SubjectModel, job: Job, reporter: Reporter, world: World = AL
         UserError: too little text, or settings that do not fit together.
         SAEError: training diverged, or a checkpoint belongs to something else.
     """
+    if world.leads:
+        agree(subject, job)
+    world.wait()
     todo = job.unfinished
     if todo:
+        tracker = Tracker(job.settings.track if world.leads else None, job.saes.parent.name, job.settings.model_dump())
         if world.leads:
             # One process reads the text; the others find its blocks.
             blocks = _tokenise(subject, job)
@@ -76,7 +59,6 @@ def train(subject: SubjectModel, job: Job, reporter: Reporter, world: World = AL
         seen, held_out = _split(blocks, job)
         source = _source(subject, seen, job, todo, reporter, world)
         learners = [_learner(subject, case, job, source, seen, world) for case in todo]
-        tracker = Tracker(job.settings.track if world.leads else None, job.saes.parent.name, job.settings.model_dump())
         _run(job, todo, learners, source, reporter, world, tracker)
         models = [learner.finish() for learner in learners]
         if world.leads:
@@ -127,8 +109,9 @@ def _source(
             if n_rows < share:
                 raise UserError(f"{n_rows} tokens are fewer than one batch of {share}; bring more text")
             buffer = MixingBuffer(
-                stream, n_steps=n_rows // share, capacity=settings.buffer * share, batch_size=share, seed=job.seed
-            )
+                stream, n_steps=n_rows // share, capacity=settings.buffer * share, batch_size=share, seed=job.seed,
+                identity=" ".join([digest(blocks), *(case.name for case in job.cases)]),
+            )  # fmt: skip
             state = _state(job, world)
             if state.is_file():
                 buffer.restore(state)
@@ -191,6 +174,7 @@ def _run(
         def keep(step: int) -> None:
             # Last, so that a kill leaves the stream behind the dictionaries, never ahead of them.
             if isinstance(source, MixingBuffer):
+                world.wait()
                 source.save(_state(job, world))
 
         train_all(
@@ -234,7 +218,7 @@ def recorded(model: SparseAutoencoder) -> dict[str, Figure]:
 
 
 def _cache(job: Job) -> Path:
-    return Path(job.settings.cache).expanduser() if job.settings.cache else job.work / "cache"
+    return Path(job.settings.cache).expanduser() if job.settings.cache else job.own_cache
 
 
 def _state(job: Job, world: World) -> Path:
@@ -247,7 +231,4 @@ def _tidy(job: Job) -> None:
         (job.folder(case) / CHECKPOINT).unlink(missing_ok=True)
     for path in job.work.glob(f"{STREAM}.*"):
         path.unlink()
-    if job.settings.cache is None and (job.work / "cache").is_dir():
-        for path in (job.work / "cache").iterdir():
-            path.unlink()
-        (job.work / "cache").rmdir()
+    shutil.rmtree(job.own_cache, ignore_errors=True)

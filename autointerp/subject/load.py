@@ -76,6 +76,9 @@ class SubjectModel:
         """
         with reading(self.model, hookpoints, stop=True) as seen, suppress(Stop):
             base_model(self.model)(input_ids=tokens.to(self.device), use_cache=False)
+        for name in hookpoints:
+            if name not in seen:
+                raise UserError(f"'{name}' is not a module that {self.label} runs; name one inside it, e.g. {name}.0")
         return {name: seen[name].float() for name in hookpoints}
 
     def gradients_at(self, tokens: Tensor, hookpoint: str, counted: Tensor) -> Tensor:

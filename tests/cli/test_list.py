@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import subprocess
 import sys
 from importlib.metadata import EntryPoint
@@ -41,7 +42,7 @@ def on_terminal(kind: str, width: int) -> str:
 @pytest.mark.parametrize(
     ("kind", "names"),
     [
-        ("saes", registries.SAES.names),
+        ("saes", ["(all)", *registries.SAES.names]),
         ("scorers", registries.SCORERS.names),
         ("explainers", registries.EXPLAINERS.names),
         ("clients", registries.CLIENTS.names),
@@ -69,12 +70,20 @@ def test_prompts_come_with_their_sha() -> None:
 
 def test_fields_of_an_sae_config_are_documented() -> None:
     fields = {name: (default, what) for name, default, what in config_fields(topk.Config)}
-    assert fields["k"] == ("32", "Latents kept per token.")
+    assert fields["k"] == ("32", "Latents kept per token (on average, where the batch shares them).")
     # Inherited, and without a default.
     assert fields["d_in"] == ("required", "Width of the activations that are encoded.")
     assert all(what for _, what in fields.values())
-    assert "  k = 32: Latents kept per token.\n" in listed("saes")
-    assert "  d_in (required): Width" in listed("saes")
+
+
+def test_what_architectures_share_is_listed_once() -> None:
+    paragraphs = {text.split(":")[0]: text for text in re.split(r"\n(?! )", listed("saes"))}
+    assert "  d_in (required): Width" in paragraphs["(all)"] and "  skip = False: " in paragraphs["(all)"]
+    assert listed("saes").count("  d_in (required)") == 1
+    assert "  k = 32: Latents kept per token" in paragraphs["topk"] and "d_in" not in paragraphs["topk"]
+    # A default that an architecture changes stands under it.
+    assert "  skip = True: " in paragraphs["skip_transcoder"] and "skip =" not in paragraphs["transcoder"]
+    assert "  apply_b_dec_to_input = False: " in paragraphs["transcoder"]
 
 
 def test_config_fields_of_anything_else() -> None:
