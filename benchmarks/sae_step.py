@@ -2,7 +2,8 @@
 
 The encoder product (pre-activations with their bias, for the whole batch) is the one dense thing a step
 has to do. All contestants run in one process, taking turns, in float32, with activations in memory.
-Ours does what it does in a real run: AuxK, dead-latent tracking, clipping, logging.
+Ours does what it does in a real run: AuxK, dead-latent tracking, clipping, logging. The others' steps do
+what their own trainers do, with Adam, clipping and dead-latent tracking, but without logging.
 """
 
 from __future__ import annotations
@@ -84,11 +85,21 @@ def sparsify(x: Tensor, width: int) -> Callable[[], None]:
 
     model = SparseCoder(x.shape[1], SparseCoderConfig(num_latents=width, k=K))
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-4)
+    since_fired = torch.zeros(width, dtype=torch.int64)
+    fired = torch.zeros(width, dtype=torch.bool)
+    shown = 0.0
 
     def step() -> None:
-        out = model(x)
+        nonlocal shown
+        variance = (x - x.mean(0)).pow(2).sum()
+        out = model(x=x, y=x, dead_mask=since_fired > 10_000_000, total_variance=variance)
+        fired[out.latent_indices.flatten()] = True
+        shown += float(out.fvu.detach()) + float(out.auxk_loss.detach())
         optimiser.zero_grad()
-        out.fvu.backward()
+        (out.fvu + out.auxk_loss / 32).backward()
+        since_fired.add_(len(x))
+        since_fired[fired] = 0
+        fired.zero_()
         model.remove_gradient_parallel_to_decoder_directions()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()

@@ -19,6 +19,9 @@ from sae.sparse import decode_csr
 CHUNK_BYTES = 32 * 2**20
 """Pre-activations of one encoder chunk. Chunks of this size stay near the cache and cost the product no speed."""
 
+PART_ROWS = 2048
+"""Decoder rows that are handled together where a product of the weights' size would be too large."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SAEConfig:
@@ -226,7 +229,9 @@ class SparseAutoencoder(nn.Module, ABC):
         """Between gradient and optimiser: drop the part of each decoder gradient that unit length would undo."""
         grad = self.W_dec.grad
         if self.unit_decoder and grad is not None:
-            grad.addcmul_(self.W_dec, torch.linalg.vecdot(grad, self.W_dec)[:, None], value=-1.0)
+            # In parts, so that no product of the weights' size is ever allocated.
+            for part, rows in zip(torch.split(grad, PART_ROWS), torch.split(self.W_dec, PART_ROWS), strict=True):
+                part.addcmul_(rows, torch.linalg.vecdot(part, rows)[:, None], value=-1.0)
 
     def after_update(self) -> None:
         """After the optimiser: decoder rows back to unit length."""

@@ -9,25 +9,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-GROUP_BITS = 3
-GROUP = 1 << GROUP_BITS
-"""Entries per group."""
+OUTER_BITS, INNER_BITS = 3, 2
+"""log2 of the entries per group: of a row's entries, and of the groups' maxima in turn. Measured, not derived."""
 
 
-def largest(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def largest(x: Tensor, k: int, bits: int = OUTER_BITS) -> tuple[Tensor, Tensor]:
     """Values and indices `[n, k]` of the k largest entries of `[n, F]`, in no particular order.
 
     Among equal entries the choice is arbitrary but always the same for the same input.
     """
     n, width = x.shape
-    groups = width // GROUP
-    if x.device.type != "cpu" or width % GROUP or groups < 2 * k or not x.is_contiguous():
+    size = 1 << bits
+    groups = width // size
+    if x.device.type != "cpu" or width % size or groups < 2 * k or not x.is_contiguous():
         values, indices = x.topk(k, dim=1, sorted=False)
         return values, indices
-    strided = x.view(n, GROUP, groups)
+    strided = x.view(n, size, groups)
     # [n, k]: groups that may hold one of the k largest.
-    chosen = largest(strided.amax(dim=1), k)[1]
-    candidates = strided.transpose(1, 2).gather(1, chosen[:, :, None].expand(n, k, GROUP)).view(n, k * GROUP)
+    chosen = largest(strided.amax(dim=1), k, INNER_BITS)[1]
+    candidates = strided.transpose(1, 2).gather(1, chosen[:, :, None].expand(n, k, size)).view(n, k * size)
     values, place = candidates.topk(k, dim=1, sorted=False)
-    group, member = place >> GROUP_BITS, place & (GROUP - 1)
+    group, member = place >> bits, place & (size - 1)
     return values, torch.add(chosen.gather(1, group), member, alpha=groups)

@@ -266,7 +266,9 @@ class Learner:
         def scaled(name: str | None, factor: float) -> Tensor | None:
             if name is None:
                 return None
-            return torch.mul(rows[name].to(self.device, torch.float32), factor)
+            stored = rows[name]
+            moved = stored.to(self.device, torch.float32)
+            return moved * factor if moved is stored else moved.mul_(factor)
 
         x = scaled(self.reads.x, self.scale)
         assert x is not None

@@ -45,11 +45,13 @@ class Rows:
     def __len__(self) -> int:
         return len(self.values)
 
-    def read(self, index: slice | NDArray[np.int64]) -> Tensor:
-        rows = torch.from_numpy(np.array(self.values[index]))
+    def read(self, index: NDArray[np.int64]) -> Tensor:
+        """A copy of these rows."""
+        # A memory map that is read with an index gives an array of its own.
+        rows = torch.from_numpy(self.values[index])
         if self.scales is None:
             return rows
-        return rows.float() * torch.from_numpy(np.array(self.scales[index]))[:, None]
+        return rows.float().mul_(torch.from_numpy(self.scales[index])[:, None])
 
 
 class Replay:
@@ -97,10 +99,8 @@ class Replay:
         blocks = self._order[index * size : (index + 1) * size][self.world.rank :: self.world.size]
         # Sorted, the rows are read in the order they lie in.
         blocks = np.sort(blocks)
-        if self.block == 1:
-            return {name: rows.read(blocks) for name, rows in self.sites.items()}
-        spans = [slice(int(b) * self.block, (int(b) + 1) * self.block) for b in blocks]
-        return {name: torch.cat([rows.read(span) for span in spans]) for name, rows in self.sites.items()}
+        picked = (blocks[:, None] * self.block + np.arange(self.block)).ravel()
+        return {name: rows.read(picked) for name, rows in self.sites.items()}
 
     def sample(self) -> Mapping[str, Tensor]:
         rng = np.random.default_rng([self.seed, 1])

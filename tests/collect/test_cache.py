@@ -69,7 +69,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
 
 def values(rows: Rows) -> torch.Tensor:
-    return rows.read(slice(0, len(rows))).double()
+    return rows.read(np.arange(len(rows))).double()
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
