@@ -66,5 +66,5 @@ class Registry:
         raise UnknownName(f"unknown {self.kind} '{name}'{hint} (known: {', '.join(self.names)})")
 
     def describe(self, name: str) -> str:
-        """First line of the member's docstring."""
-        return (self[name].__doc__ or "").strip().split("\n")[0]
+        """First paragraph of the member's docstring, on one line."""
+        return " ".join((self[name].__doc__ or "").strip().split("\n\n")[0].split())
