@@ -45,12 +45,14 @@ class Size:
     dead_after: int = 100_000
     batch_size: int = 1024
     checkpoint_every: int = 100
+    held_out: int = 8
 
 
 FULL = Size()
 SMALL = Size(
     train_tokens=12_000, epochs=2, expansion=2, collect_tokens=12_000, latents=4, explain_activating=20,
     explain_random=20, score_windows=12, surprisal_windows=6, prompts=3, batch_size=512, checkpoint_every=10,
+    held_out=2,
 )  # fmt: skip
 
 HOOKPOINT = "layers.9"
@@ -83,7 +85,8 @@ def demo(out: Path, size: Size, reporter: Reporter, *, seed: int = 0, fresh: boo
         subject = load_subject(str(demo_subject()))
         training = TrainSettings(
             expansions=(size.expansion,), k=(size.k,), epochs=size.epochs, batch_size=size.batch_size, lr=1.6e-3,
-            warmup_steps=50, dead_after=size.dead_after, checkpoint_every=size.checkpoint_every, held_out=8,
+            warmup_steps=50, dead_after=size.dead_after, checkpoint_every=size.checkpoint_every,
+            held_out=size.held_out,
         )  # fmt: skip
         (case,) = grid(subject, training, [HOOKPOINT])
         job = Job(
