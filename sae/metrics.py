@@ -1,62 +1,86 @@
-"""How well a dictionary reconstructs: pooled figures over many batches, each with a stated definition."""
+"""How well a dictionary reconstructs: sums over tokens, and the figures that are ratios of such sums.
+
+Never a mean of ratios: figures of many batches are those of all their tokens at once.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sae.base import SparseAutoencoder
 
+DENSE = 0.1
+"""Latents that fire on a larger share of tokens are dense."""
+
+
+@torch.no_grad()
+def token_sums(model: SparseAutoencoder, x: Tensor, y: Tensor | None = None) -> tuple[dict[str, Tensor], Tensor]:
+    """Sums over activations `[N, D]` (and targets `[N, O]`, by default `x`), float64; and firings, int64 [F]."""
+    x = x.to(model.W_dec.device)
+    codes = model.encode(x)
+    recon = (model(x) if model.config.skip else model.decode(codes)).double().cpu()
+    exact = (x if y is None else y).double().cpu()
+    sums = {
+        "n": torch.tensor(float(len(exact)), dtype=torch.float64),
+        "error": (recon - exact).square().sum(),
+        "square": exact.square().sum(),
+        "sum": exact.sum(dim=0),
+        "active": torch.tensor(float(codes.latents.numel()), dtype=torch.float64),
+        "recon_square": recon.square().sum(),
+        "recon_dot": (recon * exact).sum(),
+        "length": exact.norm(dim=1).sum(),
+        "recon_length": recon.norm(dim=1).sum(),
+    }
+    return sums, torch.bincount(codes.latents, minlength=model.n_latents).cpu()
+
+
+def ratios(sums: Mapping[str, Any]) -> dict[str, float]:
+    """`fvu` (pooled), `l0`, `shrinkage` (gamma = E|xhat|^2 / E x.xhat, Rajamanoharan et al. 2024, arXiv 2404.16014,
+    eq. 10; 1 = unbiased) and `norm_ratio` (E|xhat| / E|x|); NaN where there is nothing to divide by."""
+    variance = sums["square"] - (sums["sum"] ** 2).sum() / sums["n"]
+    parts = {
+        "fvu": (sums["error"], variance),
+        "l0": (sums["active"], sums["n"]),
+        "shrinkage": (sums["recon_square"], sums["recon_dot"]),
+        "norm_ratio": (sums["recon_length"], sums["length"]),
+    }
+    return {name: divide(over, under) for name, (over, under) in parts.items()}
+
+
+def divide(over: Any, under: Any) -> float:
+    return float(over / under) if under else float("nan")
+
+
+def shares(fired: Tensor, n_tokens: int) -> dict[str, float]:
+    """`dead_share` (of these tokens) and `dense_share` (fires on more than a tenth of them)."""
+    density = fired.double() / n_tokens
+    return {
+        "dead_share": float((density == 0).double().mean()),
+        "dense_share": float((density > DENSE).double().mean()),
+    }
+
 
 @dataclass
 class Reconstruction:
-    """Running sums over tokens; `figures()` pools them (ratios of sums, never means of ratios)."""
+    """Running sums over batches; `figures()` pools them."""
 
     model: SparseAutoencoder
-    n_tokens: int = 0
-    _error: float = 0.0
-    _square: float = 0.0
-    _n_active: int = 0
-    _sum: Tensor = field(init=False)
-    _fired: Tensor = field(init=False)
-    _recon_square: float = 0.0
-    _recon_dot: float = 0.0
+    _sums: dict[str, Tensor] = field(default_factory=dict)
+    _fired: Tensor | None = None
 
-    def __post_init__(self) -> None:
-        self._sum = torch.zeros(self.model.d_in, dtype=torch.float64)
-        self._fired = torch.zeros(self.model.n_latents, dtype=torch.int64)
-
-    @torch.no_grad()
-    def add(self, x: Tensor) -> None:
-        """Take in activations `[N, D]`."""
-        codes = self.model.encode(x)
-        recon = self.model.decode(codes).double()
-        exact = x.double()
-        self.n_tokens += x.shape[0]
-        self._error += float((recon - exact).square().sum())
-        self._square += float(exact.square().sum())
-        self._sum += exact.sum(dim=0)
-        self._recon_square += float(recon.square().sum())
-        self._recon_dot += float((recon * exact).sum())
-        self._n_active += codes.latents.numel()
-        self._fired += torch.bincount(codes.latents, minlength=self.model.n_latents)
+    def add(self, x: Tensor, y: Tensor | None = None) -> None:
+        """Take in activations `[N, D]`, and targets `[N, O]` where they differ."""
+        sums, fired = token_sums(self.model, x, y)
+        self._sums = {name: self._sums[name] + value if self._sums else value for name, value in sums.items()}
+        self._fired = fired if self._fired is None else self._fired + fired
 
     def figures(self) -> dict[str, float]:
-        """`fvu` (pooled), `l0`, `dead_share` (of these tokens), `dense_share` (fires on > 10%), `shrinkage`
-        (gamma = E|xhat|^2 / E x.xhat, Rajamanoharan et al. 2024, eq. 10; 1 = unbiased)."""
-        if not self.n_tokens:
+        """See `ratios` and `shares`; nothing before the first batch."""
+        if self._fired is None:
             return {}
-        variance = self._square - float(self._sum.square().sum()) / self.n_tokens
-        density = self._fired / self.n_tokens
-        figures = {
-            "l0": self._n_active / self.n_tokens,
-            "dead_share": float((self._fired == 0).double().mean()),
-            "dense_share": float((density > 0.1).double().mean()),
-        }
-        if variance > 0:
-            figures["fvu"] = self._error / variance
-        if self._recon_dot > 0:
-            figures["shrinkage"] = self._recon_square / self._recon_dot
-        return figures
+        return {**ratios(self._sums), **shares(self._fired, int(self._sums["n"]))}

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autointerp.collect.tokens import NO_DOCUMENT, TokenBlocks
-from autointerp.pipeline.latents import DENSE
 from autointerp.seeds import generator
 from autointerp.subject.hookpoints import editing
 from autointerp.subject.load import SubjectModel
 from sae.base import SparseAutoencoder
+from sae.metrics import divide, ratios, shares, token_sums
 
 DRAWS = 500
 
@@ -148,24 +148,9 @@ class _Tally:
     fired: Tensor | None = None
 
     def reconstruction(self, x: Tensor, y: Tensor) -> dict[str, Any]:
-        model = self.placed.sae
-        device = model.W_dec.device
-        codes = model.encode(x.to(device))
-        recon = model(x.to(device)).double().cpu() if model.config.skip else model.decode(codes).double().cpu()
-        y = y.double()
-        fired = torch.bincount(codes.latents, minlength=model.n_latents)
+        sums, fired = token_sums(self.placed.sae, x, y)
         self.fired = fired if self.fired is None else self.fired + fired
-        return {
-            "n": float(len(x)),
-            "error": float((recon - y).square().sum()),
-            "square": float(y.square().sum()),
-            "sum": y.sum(dim=0).numpy(),
-            "active": float(codes.latents.numel()),
-            "recon_square": float(recon.square().sum()),
-            "recon_dot": float((recon * y).sum()),
-            "length": float(y.norm(dim=1).sum()),
-            "recon_length": float(recon.norm(dim=1).sum()),
-        }
+        return {name: value.numpy() for name, value in sums.items()}
 
     def add(self, sums: dict[str, Any]) -> None:
         self.rows.append(sums)
@@ -181,23 +166,16 @@ class _Tally:
         for name, value in _ratios(sums, np.arange(n_blocks)).items():
             low, high = np.quantile([draw[name] for draw in draws], [0.025, 0.975])
             found[name] = Figure(value, float(low), float(high), n_tokens)
-        density = self.fired / n_tokens
-        for name, share in (("dead_share", density == 0), ("dense_share", density > DENSE)):
-            found[name] = Figure(float(share.double().mean()), float("nan"), float("nan"), n_tokens)
+        for name, share in shares(self.fired, n_tokens).items():
+            found[name] = Figure(share, float("nan"), float("nan"), n_tokens)
         return found
 
 
 def _ratios(sums: Sums, pick: NDArray[Any]) -> dict[str, float]:
     """Every figure from the sums of the picked blocks."""
     of = {name: values[pick].sum(axis=0) for name, values in sums.items()}
-    variance = of["square"] - float(np.square(of["sum"]).sum()) / of["n"]
-    ratios = {
-        "fvu": (of["error"], variance),
-        "l0": (of["active"], of["n"]),
-        "shrinkage": (of["recon_square"], of["recon_dot"]),
-        "norm_ratio": (of["recon_length"], of["length"]),
-    }
+    found = ratios(of)
     if "ce" in of:
-        ratios |= {name: (of[name], of["predicted"]) for name in ("ce", "ce_spliced", "ce_zero", "kl")}
-        ratios["ce_recovered"] = (of["ce_zero"] - of["ce_spliced"], of["ce_zero"] - of["ce"])
-    return {name: float(over / under) if under else float("nan") for name, (over, under) in ratios.items()}
+        found |= {name: divide(of[name], of["predicted"]) for name in ("ce", "ce_spliced", "ce_zero", "kl")}
+        found["ce_recovered"] = divide(of["ce_zero"] - of["ce_spliced"], of["ce_zero"] - of["ce"])
+    return found

@@ -12,9 +12,7 @@ from autointerp.errors import UserError
 from autointerp.pipeline.session import Session
 from autointerp.seeds import generator
 from autointerp.tables.parts import write_final
-
-DENSE = 0.1
-"""A latent that fires on a larger share of tokens is dense: no window is free of it for long."""
+from sae.metrics import DENSE
 
 
 def states(session: Session) -> tuple[NDArray[np.str_], NDArray[np.int64]]:

@@ -6,15 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import torch
 
 from autointerp.collect.tokens import TokenBlocks
 from autointerp.pipeline.evaluate import Figure, Placed, evaluate
-from autointerp.pipeline.latents import DENSE
 from autointerp.pipeline.session import Session
 from autointerp.subject.load import SubjectModel
 from autointerp.tables.parts import write_final
 from sae.base import SparseAutoencoder
+from sae.metrics import shares
 
 BLOCKS = 32
 
@@ -34,9 +36,8 @@ def write_sae_metrics(session: Session) -> None:
     blocks = TokenBlocks(store.tokens, store.documents)
     session.reporter.say("measuring the SAE's reconstruction")
     measured = reconstruction(session.subject, session.sae, blocks, session.hookpoint)
-    density = store.n_fired / max(1, store.n_tokens)
-    for name, share in (("dead_share", density == 0), ("dense_share", density > DENSE)):
-        measured[name] = Figure(float(share.mean()), float("nan"), float("nan"), store.n_tokens)
+    for name, share in shares(torch.from_numpy(np.array(store.n_fired)), max(1, store.n_tokens)).items():
+        measured[name] = Figure(share, float("nan"), float("nan"), store.n_tokens)
     rows = metric_rows(session.run.run_id, session.sae_id, session.sae, session.hookpoint, measured)
     write_metrics(session.run.folder, rows)
 
