@@ -118,6 +118,15 @@ def reconstruction_error(model: SparseAutoencoder, recon: Tensor, batch: Batch) 
     return recon.sub_(batch.y)
 
 
+def miss(
+    model: SparseAutoencoder, pairs: Pairs, values: Tensor, batch: Batch, variance: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Squared error of decoding `values` `[P]`, and the gradient of its share of `variance` with respect to the
+    output, `[B, O]`."""
+    error = reconstruction_error(model, pairs.decode(values, model.W_dec), batch)
+    return torch.linalg.vector_norm(error).square(), error.mul_(2.0 / variance)
+
+
 def add_encoder_gradients(
     model: SparseAutoencoder, gradients: Gradients, pairs: Pairs, grad_pre: Tensor, inputs: Tensor
 ) -> None:

@@ -113,13 +113,14 @@ def _train(settings: RunSettings, *, fresh: bool, quiet: bool, plain: bool) -> N
     folders = train_stage(subject, job, reporter, world)
     if world.leads:
         models = [sae.load(folder) for folder in folders]
+        figures = [recorded(model) for model in models]
         rows = [
             row
-            for case, model in zip(cases, models, strict=True)
-            for row in metric_rows(run.run_id, sae_id(model, case.hookpoint), model, case.hookpoint, recorded(model))
+            for case, model, found in zip(cases, models, figures, strict=True)
+            for row in metric_rows(run.run_id, sae_id(model, case.hookpoint), model, case.hookpoint, found)
         ]
         write_metrics(run.folder, rows)
-        _print(folders, [recorded(model) for model in models])
+        _print(folders, figures)
         print(f"figures: {run.folder / 'sae_metrics.parquet'}; steps: metrics.jsonl beside each SAE")
         print(f"next: autointerp explain --sae {folders[0]}")
     world.leave()

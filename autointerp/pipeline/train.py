@@ -53,7 +53,7 @@ def train(subject: SubjectModel, job: Job, reporter: Reporter, world: World = AL
         tracker = Tracker(job.settings.track if world.leads else None, job.saes.parent.name, job.settings.model_dump())
         if world.leads:
             # One process reads the text; the others find its blocks.
-            blocks = _tokenise(subject, job)
+            _tokenise(subject, job)
         world.wait()
         blocks = _tokenise(subject, job)
         seen, held_out = _split(blocks, job)

@@ -23,7 +23,7 @@ from sae.training import (
     StepResult,
     add_decoder_gradients,
     add_encoder_gradients,
-    reconstruction_error,
+    miss,
     slabs,
     variance_of,
 )
@@ -73,12 +73,11 @@ class Gated(SparseAutoencoder):
         shut = -self.b_gate
         for slab in slabs(self, inputs, lambda product: product > shut):
             piece, pairs = Batch(batch.x[slab.rows], batch.y[slab.rows]), slab.pairs
-            stretched = slab.pre * self.r_mag.exp()[pairs.latents]
+            gain = self.r_mag.exp()[pairs.latents]
+            stretched = slab.pre * gain
             values = (stretched + self.b_mag[pairs.latents]).relu_()
-            recon = pairs.decode(values, self.W_dec)
-            error = reconstruction_error(self, recon, piece)
-            squared += torch.linalg.vector_norm(error).square()
-            grad_out = error.mul_(2.0 / variance)
+            error, grad_out = miss(self, pairs, values, piece, variance)
+            squared += error
             active = values > 0
             grad_mag = pairs.pull(grad_out, self.W_dec).mul_(active)
             add_decoder_gradients(self, gradients, pairs, values, grad_out, piece.x)
@@ -86,15 +85,14 @@ class Gated(SparseAutoencoder):
             gate = slab.pre + self.b_gate[pairs.latents]
             penalty += gate.sum()
             # The decoder is a constant here: only the gate's own gradient is taken.
-            recon = pairs.decode(gate, self.W_dec)
-            error = reconstruction_error(self, recon, piece)
-            missed += torch.linalg.vector_norm(error).square()
-            grad_gate = pairs.pull(error.mul_(2.0 / variance), self.W_dec).add_(weight)
+            error, grad_recon = miss(self, pairs, gate, piece, variance)
+            missed += error
+            grad_gate = pairs.pull(grad_recon, self.W_dec).add_(weight)
 
             gradients.add("b_gate", pairs.sum_weights(grad_gate))
             gradients.add("b_mag", pairs.sum_weights(grad_mag))
             gradients.add("r_mag", pairs.sum_weights(grad_mag * stretched))
-            grad_product = grad_gate.addcmul_(grad_mag, self.r_mag.exp()[pairs.latents])
+            grad_product = grad_gate.addcmul_(grad_mag, gain)
             add_encoder_gradients(self, gradients, pairs, grad_product, inputs[slab.rows])
             fired += pairs.count(active)
         gradients.write(self)

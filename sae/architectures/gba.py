@@ -26,7 +26,7 @@ from sae.training import (
     StepResult,
     add_decoder_gradients,
     add_encoder_gradients,
-    reconstruction_error,
+    miss,
     slabs,
     variance_of,
 )
@@ -131,10 +131,8 @@ class GBA(SparseAutoencoder):
             scale = self.scale[pairs.latents]
             reading = slab.pre - self.b_enc[pairs.latents]
             values = reading * scale
-            recon = pairs.decode(values, self.W_dec)
-            error = reconstruction_error(self, recon, Batch(x, y))
-            squared += torch.linalg.vector_norm(error).square()
-            grad_out = error.mul_(2.0 / variance)
+            missed, grad_out = miss(self, pairs, values, Batch(x, y), variance)
+            squared += missed
             grad_values = pairs.pull(grad_out, self.W_dec)
             gradients.add("scale", pairs.sum_weights(grad_values * reading))
             add_encoder_gradients(self, gradients, pairs, grad_values.mul_(scale), inputs[slab.rows])

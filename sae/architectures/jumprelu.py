@@ -23,7 +23,7 @@ from sae.training import (
     StepResult,
     add_decoder_gradients,
     add_encoder_gradients,
-    reconstruction_error,
+    miss,
     slabs,
     variance_of,
 )
@@ -110,10 +110,8 @@ class JumpReLU(SparseAutoencoder):
             threshold = self.threshold[pairs.latents]
             active = slab.pre > threshold
             values = slab.pre * active
-            recon = pairs.decode(values, self.W_dec)
-            error = reconstruction_error(self, recon, Batch(x, y))
-            squared += torch.linalg.vector_norm(error).square()
-            grad_out = error.mul_(2.0 / variance)
+            missed, grad_out = miss(self, pairs, values, Batch(x, y), variance)
+            squared += missed
             grad_values = pairs.pull(grad_out, self.W_dec)
             kernel = ((slab.pre - threshold).abs() < width / 2) / width
             gradients.add("threshold", pairs.sum_weights(grad_values * threshold * kernel).neg_())

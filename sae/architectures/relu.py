@@ -23,7 +23,7 @@ from sae.training import (
     StepResult,
     add_decoder_gradients,
     add_encoder_gradients,
-    reconstruction_error,
+    miss,
     slabs,
     variance_of,
 )
@@ -77,10 +77,8 @@ class ReLU(SparseAutoencoder):
         fired = torch.zeros(self.n_latents, dtype=torch.int64, device=inputs.device)
         for slab in slabs(self, inputs, lambda pre: pre > 0):
             x, y = batch.x[slab.rows], batch.y[slab.rows]
-            recon = slab.pairs.decode(slab.pre, self.W_dec)
-            error = reconstruction_error(self, recon, Batch(x, y))
-            squared += torch.linalg.vector_norm(error).square()
-            grad_out = error.mul_(2.0 / variance)
+            missed, grad_out = miss(self, slab.pairs, slab.pre, Batch(x, y), variance)
+            squared += missed
             grad_values = slab.pairs.pull(grad_out, self.W_dec)
             if lengths is None:
                 amount, slope = self.sparsity(slab.pre)
