@@ -9,7 +9,7 @@ import copy
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -24,7 +24,8 @@ class SubjectSettings(Section):
     model: str | None = None
     """Subject model: a folder or a hub id. Default: what the SAE's metadata says."""
     hookpoint: str | None = None
-    """Where the SAE reads, e.g. layers.9, layers.9.mlp, layers.9.self_attn.o_proj:in. Default: the SAE's metadata."""
+    """Where the SAE reads, e.g. layers.9, layers.9.mlp, layers.9.self_attn.o_proj:in. These names work on every family
+    of models. Default: the SAE's metadata."""
     device: str = "cpu"
     """Torch device of the subject model: cpu, cuda, cuda:1."""
     dtype: str = Field("float32", pattern="^(float32|bfloat16|float16)$")
@@ -36,16 +37,26 @@ class DataSettings(Section):
     """Text: .txt, .jsonl, .parquet, a saved data set, a hub id, or `docstrings`. Default: the SAE's metadata."""
     text_column: str | None = None
     """Column that holds the text. Default: text, content, document or body."""
+    split: str = "train"
+    """Split of a saved data set or a hub id."""
+    subset: str | None = None
+    """Configuration of a hub id that has several."""
     tokens: int = Field(1_000_000, ge=1)
     """Tokens to collect activations over."""
-    mode: str = Field("packed", pattern="^(packed|dialogues)$")
-    """packed: documents one after another, cut into contexts. dialogues: each alone in the model's chat template."""
+    mode: str = Field("packed", pattern="^(packed|documents|dialogues)$")
+    """packed: documents one after another, cut into contexts. documents: each alone. dialogues: each alone, in the
+    model's chat template."""
     context_length: int = Field(256, ge=8)
     """Tokens per context; dialogues are cut there."""
     skip_documents: int | None = Field(None, ge=0)
     """Leading documents to leave out. Default: those the SAE was trained on, where its metadata says so."""
     skip_first: int = Field(1, ge=0)
     """Leading positions of each context that count for nothing (attention sinks)."""
+    batch_tokens: int = Field(8192, ge=1)
+    """Tokens per forward pass of the subject model."""
+
+
+Negatives = Literal["random", "same_token", "cofiring", "decoder", "embedding"]
 
 
 class SamplingSettings(Section):
@@ -55,14 +66,28 @@ class SamplingSettings(Section):
     """Stretches of a document shorter than this give no window."""
     quantiles: int = Field(10, ge=1)
     """Slices of peak activation that activating windows are drawn from evenly."""
+    centred: bool = False
+    """Put the peak in the middle of an activating window, rather than anywhere in it."""
+    explain_from: Literal["quantiles", "top", "random", "importance", "mixed"] = "quantiles"
+    """Which activating windows to explain from: evenly over the strengths, the strongest, any, more of the stronger,
+    or a fifth from the top and the rest evenly."""
+    score_from: Literal["quantiles", "top", "random", "importance", "mixed"] = "quantiles"
+    """Which activating windows to score on."""
     explain_activating: int = Field(40, ge=1)
     """Activating windows to explain from."""
     explain_random: int = Field(40, ge=0)
-    """Non-activating windows to explain from."""
+    """Non-activating windows of each source to explain from."""
     score_activating: int = Field(50, ge=1)
     """Activating windows to score on."""
     score_random: int = Field(50, ge=1)
-    """Non-activating windows to score on."""
+    """Non-activating windows of each source to score on."""
+    explain_negatives: tuple[Negatives, ...] = ("random",)
+    """Sources of non-activating windows to explain from: random, same_token (as at a peak, but silent), cofiring and
+    decoder (of neighbouring latents), embedding (nearest in meaning)."""
+    score_negatives: tuple[Negatives, ...] = ("random",)
+    """Sources of non-activating windows to score on."""
+    embedding_pool: int = Field(2000, ge=1)
+    """Windows a side among which those nearest in meaning are looked for; each is embedded once."""
     min_windows: int = Field(10, ge=1)
     """Latents with fewer activating windows on either side are rare: kept in the table, not explained."""
     prompts: int = Field(12, ge=0)
@@ -163,7 +188,10 @@ class RunSettings(Section):
     out: str | None = None
     """Run folder. Default: results/<name of the SAE>."""
     sae: str | None = None
-    """Folder of the SAE."""
+    """SAE: a folder, a hub id, or `neurons:32`, the 32 largest MLP neurons of each token."""
+    null: Literal["random_sae", "random_model"] | None = None
+    """Put a control in the place of the real thing: random_sae, an untrained SAE of the same shape and sparsity;
+    random_model, a subject model of the same shape with random weights."""
     seed: int = 0
     """Every random draw of the run derives from it."""
     limit: int | None = Field(None, ge=1)

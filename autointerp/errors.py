@@ -15,6 +15,16 @@ class UserError(AutointerpError):
     exit_code = 2
 
 
+class DiskFull(AutointerpError):
+    """No room left; what was finished is on disk, and the same command goes on from it."""
+
+    exit_code = 1
+
+
+class Damaged(UserError):
+    """A file is not what was written: cut off, altered, or of something else."""
+
+
 class BudgetReached(AutointerpError):
     """The budget is spent; everything paid for is on disk."""
 

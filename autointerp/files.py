@@ -2,26 +2,52 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
+
+from autointerp.errors import DiskFull
+
+FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+@contextmanager
+def full_disk_named(folder: Path) -> Iterator[None]:
+    """Turn the system's "no space left" into an error that says where, and how much there is."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise DiskFull(
+            f"the disk of '{folder}' is full ({shutil.disk_usage(folder).free / 1e6:,.0f} MB free): what was finished "
+            "is kept; free some space and run the same command again"
+        ) from error
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, renamed onto it when the block ends without an error."""
+    """A temporary path beside `path`, renamed onto it when the block ends without an error.
+
+    Raises:
+        DiskFull: there was no room for it; nothing of it is left.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
-        temporary.replace(path)
+        with full_disk_named(path.parent):
+            yield temporary
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -36,8 +62,8 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_array(path: Path, array: NDArray[Any]) -> None:
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        np.save(file, array, allow_pickle=False)
+    with replacing(path) as temporary, ArrayWriter(temporary, array.dtype, array.shape) as writer:
+        writer.append(array)
 
 
 def read_array(path: Path) -> NDArray[Any]:
@@ -49,3 +75,66 @@ def read_array(path: Path) -> NDArray[Any]:
 def sha256_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class ArrayWriter:
+    """A `.npy` file written from front to back, along the first axis; only what is appended is ever in memory.
+
+    `shape` may leave the first axis open (None). Closing checks the length, and puts the file on the disk.
+    """
+
+    def __init__(self, path: Path, dtype: DTypeLike, shape: tuple[int | None, ...]) -> None:
+        self.path, self.dtype, self.shape, self.length = path, np.dtype(dtype), shape, 0
+        self._file = path.open("wb")
+        self._header(shape[0] or 0)
+
+    def _header(self, length: int) -> None:
+        # numpy pads its header so that the first axis can grow in place.
+        described = {
+            "descr": np.lib.format.dtype_to_descr(self.dtype),
+            "fortran_order": False,
+            "shape": (length, *self.shape[1:]),
+        }
+        np.lib.format.write_array_header_1_0(self._file, described)
+
+    def append(self, rows: NDArray[Any]) -> None:
+        """`rows [n, ...]` go behind what is there.
+
+        Raises:
+            ValueError: another shape than was announced.
+        """
+        if rows.shape[1:] != self.shape[1:]:
+            raise ValueError(f"rows of shape {rows.shape[1:]} do not belong into an array of {self.shape}")
+        self.length += len(rows)
+        # Not `tofile`: its error on a full disk carries no error number.
+        self._file.write(np.ascontiguousarray(rows, dtype=self.dtype).reshape(-1).view(np.uint8).data)
+
+    def close(self) -> None:
+        expected = self.shape[0]
+        if expected is not None and self.length != expected:
+            raise ValueError(f"{self.path} got {self.length} rows where {expected} were announced")
+        if expected is None:
+            self._file.flush()
+            self._file.seek(0)
+            self._header(self.length)
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+    def __enter__(self) -> ArrayWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self.close()
+        finally:
+            if not self._file.closed:
+                # What could not be written stays in the buffer, and closing would try, and fail, once more.
+                try:
+                    self._file.close()
+                except OSError:
+                    if kind is None:
+                        raise

@@ -32,6 +32,10 @@ class LatentRecord:
     score: tuple[Window, ...]
     prompts: tuple[Window, ...] = ()
     """Contexts of scoring documents that end at their first activation."""
+    pole: int = 1
+    """Sign of the activations that these windows are about; -1 only for latents that fire with both signs."""
+    rare: bool = False
+    """There are fewer activating windows on one side than `sampling.min_windows`; these are all it has."""
 
     @property
     def density(self) -> float:

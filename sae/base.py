@@ -150,7 +150,7 @@ class SparseAutoencoder(nn.Module, ABC):
         """
         rows = self._rows(x)
         if rows.shape[0] == 0:
-            return SparseCodes.empty(self.n_latents, self.W_dec)
+            return SparseCodes.empty(self.n_latents, self.b_dec)
         rows, scale, shift = INPUT_NORMS[self.config.input_norm](rows)
         chunks = torch.split(rows, self.chunk_rows(len(rows)))
         codes = SparseCodes.cat([self.encode_rows(self.encoder_input(chunk)) for chunk in chunks])
@@ -161,6 +161,10 @@ class SparseAutoencoder(nn.Module, ABC):
         """Reconstructions `[N, O]` of the codes alone, decoder bias included (a skip connection is not)."""
         out = decode_csr(codes.offsets, codes.latents, codes.values, self.W_dec) + self.b_dec
         return undo(out, codes.scale, codes.shift)
+
+    def directions(self, latents: Tensor) -> Tensor:
+        """Decoder rows `[n, O]` of some latents: what an edit of their codes adds."""
+        return self.W_dec[latents]
 
     def encode_dense(self, x: Tensor) -> Tensor:
         """Codes as a dense `[..., F]` tensor; for small inputs only."""
@@ -199,7 +203,7 @@ class SparseAutoencoder(nn.Module, ABC):
 
     def chunk_rows(self, n: int) -> int:
         """Rows of an encoder chunk of `n` rows: at most CHUNK_BYTES of pre-activations, in parts of equal size."""
-        most = max(1, CHUNK_BYTES // (self.W_dec.element_size() * self.n_latents))
+        most = max(1, CHUNK_BYTES // (self.b_dec.element_size() * self.n_latents))
         return -(-n // -(-n // most)) if n else most
 
     # Training
@@ -260,7 +264,7 @@ class SparseAutoencoder(nn.Module, ABC):
     def _rows(self, x: Tensor) -> Tensor:
         if x.ndim < 1 or x.shape[-1] != self.d_in:
             raise SAEError(f"activations have shape {tuple(x.shape)}; this SAE reads a last dimension of {self.d_in}")
-        rows = x.reshape(-1, self.d_in).to(self.W_dec.dtype)
+        rows = x.reshape(-1, self.d_in).to(self.b_dec.dtype)
         if not torch.isfinite(rows).all():
             raise SAEError("activations hold NaN or infinity; check the subject model's dtype (try float32)")
         return rows

@@ -7,6 +7,12 @@ from typing import Literal
 
 ACTIVATING = "activating"
 RANDOM = "random"
+HARD = "hard:"
+"""Kinds of windows: activating, drawn at random, or `hard:<source>`."""
+
+EXPLANATION_CONTROLS = ("shuffled_explanation", "random_explanation")
+"""Controls that grade the same latent with another explanation. The others (random_sae, random_model,
+neurons_topk) replace what is explained, and have explanations of their own."""
 
 Status = Literal["ok", "failed", "too_few_windows", "no_explanation", "not_converged"]
 

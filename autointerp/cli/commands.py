@@ -49,8 +49,8 @@ def explain(
     context_length: options.ContextLength = None, latents: options.Latents = None, limit: options.Limit = None,
     explainer: options.Explainer = None, client: options.Client = None, llm: options.Llm = None,
     base_url: options.BaseUrl = None, max_concurrency: options.MaxConcurrency = None,
-    embedder: options.Embedder = None, max_failed: options.MaxFailed = None, out: options.Out = None,
-    seed: options.Seed = None, device: options.Device = None, dtype: options.Dtype = None,
+    embedder: options.Embedder = None, max_failed: options.MaxFailed = None, null: options.Null = None,
+    out: options.Out = None, seed: options.Seed = None, device: options.Device = None, dtype: options.Dtype = None,
     config: options.Config = None, sets: options.Set = None, fresh: options.Fresh = False,
     retry_failed: options.RetryFailed = False, quiet: options.Quiet = False,
     plain: options.Plain = False,
@@ -65,7 +65,7 @@ def explain(
         "data.text_column": text_column, "data.tokens": tokens, "data.context_length": context_length,
         "latents": latents, "limit": limit, "explain.explainer": explainer, "explain.client": client,
         "explain.llm": llm, "explain.base_url": base_url, "explain.max_concurrency": max_concurrency,
-        "score.embedder": embedder, "max_failed": max_failed, "out": out, "seed": seed,
+        "score.embedder": embedder, "max_failed": max_failed, "null": null, "out": out, "seed": seed,
         "subject.device": device, "subject.dtype": dtype,
     }  # fmt: skip
     from autointerp.pipeline.explain import explain as explain_stage
@@ -130,7 +130,9 @@ def _earlier(run: str | None, out: str | None, sae: str | None) -> dict[str, Any
     """Settings of the run that is scored."""
     import yaml
 
-    folder = Path(run or out or (Path("results") / Path(sae).name if sae else ""))
+    from autointerp.pipeline.names import run_name
+
+    folder = Path(run or out or (Path("results") / run_name(sae) if sae else ""))
     path = folder / "config.yaml"
     if not (run or out or sae):
         raise UserError("nothing to score: name a run with --run DIR, or an SAE with --sae PATH")
@@ -145,13 +147,15 @@ def _earlier(run: str | None, out: str | None, sae: str | None) -> dict[str, Any
     return settings
 
 
-def _open(
-    flags: Mapping[str, Any], prepare: Callable[[Session], Prepared], *, config: Path | None, sets: list[str] | None,
-    base: Mapping[str, Any] | None = None, fresh: bool = False, quiet: bool = False, plain: bool = False,
-) -> tuple[Session, Prepared]:  # fmt: skip
+def make_session(
+    flags: Mapping[str, Any], *, config: Path | None, sets: list[str] | None, base: Mapping[str, Any] | None = None,
+    quiet: bool = False, plain: bool = False,
+) -> Session:  # fmt: skip
+    """A session of the resolved settings. Nothing is loaded or written yet."""
     from dotenv import load_dotenv
 
     from autointerp.config import resolve
+    from autointerp.pipeline.names import run_name
     from autointerp.pipeline.run import Run
     from autointerp.pipeline.session import Session
     from autointerp.progress import Reporter
@@ -160,9 +164,14 @@ def _open(
     settings: RunSettings = resolve(flags, config=config, sets=sets, base=base)
     if settings.sae is None:
         raise UserError("no SAE: name its folder with --sae (`autointerp demo` trains a small one)")
-    out = Path(settings.out) if settings.out else Path("results") / Path(settings.sae).resolve().name
-    reporter = Reporter(plain=plain, quiet=quiet)
-    session = Session(Run(out, settings), reporter)
+    out = Path(settings.out) if settings.out else Path("results") / run_name(settings.sae, settings.null)
+    return Session(Run(out, settings), Reporter(plain=plain, quiet=quiet))
+
+
+def _open(
+    flags: Mapping[str, Any], prepare: Callable[[Session], Prepared], *, fresh: bool = False, **how: Any
+) -> tuple[Session, Prepared]:
+    session = make_session(flags, **how)
     # Bad input is found before anything is written or removed.
     session.check()
     prepared = prepare(session)

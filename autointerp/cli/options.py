@@ -7,7 +7,14 @@ from typing import Annotated
 
 import typer
 
-Sae = Annotated[str | None, typer.Option(help="Folder of the SAE, in any format that is read.")]
+Sae = Annotated[
+    str | None,
+    typer.Option(help="SAE: a folder in any format that is read, a hub id, or neurons:32 (a baseline)."),
+]
+Null = Annotated[
+    str | None,
+    typer.Option(help="A control in its place: random_sae (untrained, same shape) or random_model (random weights)."),
+]
 Model = Annotated[
     str | None, typer.Option(help="Subject model: a folder or a hub id. Default: what the SAE's metadata says.")
 ]

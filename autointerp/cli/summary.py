@@ -21,7 +21,7 @@ def print_summary(scores: pd.DataFrame) -> None:
     for row in summarise(scores).to_dict("records"):
         latents = f"{row['n']}" + (f" ({row['n_null']} null)" if row["n_null"] else "")
         table.add_row(
-            row["method"], row["metric"], latents,
+            row["method"] + ("" if row["control"] == "none" else f" ({row['control']})"), row["metric"], latents,
             interval(row["median"], row["ci_low"], row["ci_high"]), number(row["control_median"]),
             interval(row["difference"], row["difference_low"], row["difference_high"], sign=True),
         )  # fmt: skip

@@ -6,18 +6,15 @@ row of tokens, padded on the right; padding counts for nothing, the template's o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
 from jinja2 import TemplateError
 
-from autointerp.collect.tokens import NO_DOCUMENT, TokenBlocks
+from autointerp.collect.tokens import TokenBlocks, in_rows, joined, trimmed
 from autointerp.errors import UserError
 from autointerp.subject.load import SubjectModel
 
-SORTED_TOGETHER = 256
-"""Dialogues among which rows are put in order of length."""
 ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
 
 
@@ -40,7 +37,12 @@ def messages(row: Any, where: str) -> list[dict[str, str]]:
     return turns
 
 
-def template(
+def template(subject: SubjectModel, rows: Iterable[Any], **how: Any) -> TokenBlocks:
+    """All of `templated` at once."""
+    return trimmed(joined(templated(subject, rows, **how)))
+
+
+def templated(
     subject: SubjectModel,
     rows: Iterable[Any],
     *,
@@ -49,7 +51,7 @@ def template(
     skip_first: int,
     first_document: int = 0,
     source: str = "the data set",
-) -> TokenBlocks:
+) -> Iterator[TokenBlocks]:
     """Take dialogues until `n_tokens` tokens count; each is cut at `context_length`.
 
     Raises:
@@ -57,31 +59,20 @@ def template(
     """
     if not getattr(subject.tokenizer, "chat_template", None):
         raise UserError(f"{subject.label} has no chat template; dialogues need an instruct model (or data.mode=packed)")
-    taken: list[tuple[int, list[int]]] = []
-    n = 0
-    for number, row in enumerate(rows, first_document):
-        turns = messages(row, source)
-        try:
-            # The template brings its own BOS; encoding its text again would put a second one before it.
-            ids = subject.tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
-        except TemplateError as error:
-            raise UserError(
-                f"the chat template of {subject.label} refuses dialogue {number} of {source}: {error}"
-            ) from error
-        ids = list(ids)[:context_length]
-        if len(ids) > skip_first:
-            taken.append((number, ids))
-            n += len(ids) - skip_first
-        if n >= n_tokens:
-            break
-    if not taken:
-        raise UserError(f"{source} holds no dialogue longer than {skip_first} tokens; name another with --dataset")
-    # Neighbours of like length waste the least padding. Only neighbours: the last rows are to be held out.
-    order = sorted(range(len(taken)), key=lambda i: (i // SORTED_TOGETHER, len(taken[i][1])))
-    shape = (len(taken), max(len(ids) for _, ids in taken))
-    tokens = np.zeros(shape, dtype=np.int32)
-    owners = np.full(shape, NO_DOCUMENT, dtype=np.int32)
-    for place, (number, ids) in enumerate(taken[i] for i in order):
-        tokens[place, : len(ids)] = ids
-        owners[place, skip_first : len(ids)] = number
-    return TokenBlocks(tokens, owners)
+
+    def ids_of() -> Iterator[tuple[int, list[int]]]:
+        for number, row in enumerate(rows, first_document):
+            turns = messages(row, source)
+            try:
+                # The template brings its own BOS; encoding its text again would put a second one before it.
+                ids = subject.tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
+            except TemplateError as error:
+                raise UserError(
+                    f"the chat template of {subject.label} refuses dialogue {number} of {source}: {error}"
+                ) from error
+            yield number, list(ids)[:context_length]
+
+    yield from in_rows(
+        ids_of(), n_tokens=n_tokens, context_length=context_length, skip_first=skip_first, source=source,
+        what="dialogue",
+    )  # fmt: skip

@@ -1,57 +1,115 @@
-"""One pass of the subject model over token blocks, stopped at the hookpoint and encoded into a latent store."""
+"""One pass of the subject model over contexts, stopped at the deepest hookpoint, into the latent stores of SAEs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from autointerp.collect.sites import counted_rows
+from autointerp.collect.sites import rows_at
 from autointerp.collect.tokens import NO_DOCUMENT, TokenBlocks
-from autointerp.store.writer import StoreWriter
+from autointerp.files import write_array
+from autointerp.shards import WHOLE, Shard
+from autointerp.store import layout
+from autointerp.store.merge import BUDGET, OnEntries
+from autointerp.store.writer import PART_BYTES, StoreWriter
 from autointerp.subject.load import SubjectModel
 from sae.base import SparseAutoencoder
 
-OnTokens = Callable[[int, int], None]
-"""Called with (tokens done, tokens in all)."""
+BATCH_TOKENS = 8192
+"""Tokens per forward pass."""
 
-PART_BLOCKS = 32
-"""Blocks per part of a store: what a kill can lose."""
+OnTokens = Callable[[int], None]
+"""Called with the number of counted tokens done."""
 
-BATCH_BLOCKS = 8
+
+@dataclass(frozen=True)
+class Target:
+    """An SAE, where it reads, and the folder of its store, which is of `identity`."""
+
+    sae: SparseAutoencoder
+    hookpoint: str
+    folder: Path
+    identity: dict[str, Any]
 
 
 def collect_store(
-    subject: SubjectModel,
-    sae: SparseAutoencoder,
-    blocks: TokenBlocks,
-    hookpoint: str,
-    folder: Path,
-    identity: dict[str, Any],
-    on_tokens: OnTokens | None = None,
+    subject: SubjectModel, sae: SparseAutoencoder, blocks: TokenBlocks, hookpoint: str, folder: Path,
+    identity: dict[str, Any], on_tokens: OnTokens | None = None, *, batch_tokens: int = BATCH_TOKENS,
+) -> None:  # fmt: skip
+    """The store of a single SAE; see `collect_stores`."""
+    target = Target(sae, hookpoint, folder, identity)
+    collect_stores(subject, [target], blocks, batch_tokens=batch_tokens, on_tokens=on_tokens)
+
+
+def collect_stores(
+    subject: SubjectModel, targets: Sequence[Target], blocks: TokenBlocks, *, shard: Shard = WHOLE,
+    batch_tokens: int = BATCH_TOKENS, budget: int = BUDGET, on_tokens: OnTokens | None = None,
+    on_entries: OnEntries | None = None, say: Callable[[str], None] = lambda text: None,
+) -> None:  # fmt: skip
+    """Encode every counted position into the store of each target, all in one pass. Resumes after the last parts.
+
+    Codes are sparse from the encoder on; memory does not grow with the number of tokens. `blocks` are the
+    contexts of `shard`, and `folder` of a target is that shard's.
+
+    Raises:
+        UserError: a folder holds a store of something else.
+        Damaged: a part on the disk is not what was written; the next run collects it again.
+        DiskFull: no room; everything finished is kept.
+    """
+    writing = [(target, _writer(target, blocks, shard, len(targets))) for target in targets]
+    for _, writer in writing:
+        for path in writer.set_aside:
+            say(f"'{path}' was damaged and is set aside; its contexts are collected anew")
+    done = 0
+    for span in batches(blocks, batch_tokens):
+        # Stores that were killed at different moments miss different contexts.
+        missing: dict[tuple[int, int], list[tuple[Target, StoreWriter]]] = {}
+        for pair in writing:
+            for piece in pair[1].missing(span):
+                missing.setdefault((piece.start, piece.stop), []).append(pair)
+        for piece_of, some in missing.items():
+            _encode(subject, some, blocks, slice(*piece_of))
+        done += int(np.count_nonzero(blocks.documents[span] != NO_DOCUMENT))
+        if on_tokens:
+            on_tokens(done)
+    for _, writer in writing:
+        writer.finalise(budget=budget, on_entries=on_entries)
+
+
+def batches(blocks: TokenBlocks, batch_tokens: int) -> Iterator[slice]:
+    """Spans of neighbouring contexts of about `batch_tokens` tokens each, padding included.
+
+    Where documents are not packed, neighbours are of like length, and a batch of short ones holds more of them.
+    """
+    lengths = np.maximum(blocks.lengths, 1).tolist()
+    begin, longest = 0, 0
+    for i, length in enumerate(lengths):
+        longest = max(longest, length)
+        if i > begin and longest * (i + 1 - begin) > batch_tokens:
+            yield slice(begin, i)
+            begin, longest = i, length
+    yield slice(begin, len(lengths))
+
+
+def _writer(target: Target, blocks: TokenBlocks, shard: Shard, n_targets: int) -> StoreWriter:
+    for name, array in ((layout.TOKENS, blocks.tokens), (layout.DOCUMENTS, blocks.documents)):
+        if not (target.folder / name).is_file():  # whoever made the tokens may have left them there
+            write_array(target.folder / name, np.asarray(array))
+    return StoreWriter(
+        target.folder, target.identity, target.sae.n_latents, shard=shard, first_block=blocks.first,
+        part_bytes=max(PART_BYTES // n_targets, 2**20),
+    )  # fmt: skip
+
+
+def _encode(
+    subject: SubjectModel, writing: Sequence[tuple[Target, StoreWriter]], blocks: TokenBlocks, span: slice
 ) -> None:
-    """Encode every counted position into a latent store. Resumes after its last part."""
-    n_parts = -(-len(blocks.tokens) // PART_BLOCKS)
-    writer = StoreWriter(folder, identity, sae.n_latents, n_parts)
-    writer.write_tokens(blocks.tokens, blocks.documents)
-    done, n = 0, blocks.n_counted
-    for part in range(n_parts):
-        start = part * PART_BLOCKS
-        end = min(start + PART_BLOCKS, len(blocks.tokens))
-        if writer.has(part):
-            done += int((blocks.documents[start:end] != NO_DOCUMENT).sum())
-            continue
-        positions, codes = [], []
-        for begin in range(start, end, BATCH_BLOCKS):
-            span = slice(begin, min(begin + BATCH_BLOCKS, end))
-            counted = counted_rows(subject, blocks, span, [hookpoint])[hookpoint]
-            at = np.flatnonzero(blocks.documents[span] != NO_DOCUMENT) + begin * blocks.tokens.shape[1]
-            positions.append(at)
-            codes.append(sae.encode(counted))
-            done += len(at)
-            if on_tokens:
-                on_tokens(done, n)
-        writer.add(part, np.concatenate(positions), type(codes[0]).cat(codes))
-    writer.finalise()
+    hookpoints = list(dict.fromkeys(target.hookpoint for target, _ in writing))
+    rows = rows_at(subject, blocks, span, hookpoints)
+    at = np.flatnonzero(np.asarray(blocks.documents[span]) != NO_DOCUMENT) + span.start * blocks.tokens.shape[1]
+    for target, writer in writing:
+        writer.add(span, at, target.sae.encode(rows[target.hookpoint]))

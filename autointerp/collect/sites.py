@@ -28,7 +28,12 @@ def gradient_site(hookpoint: str) -> str:
 
 
 def counted_rows(subject: SubjectModel, blocks: TokenBlocks, span: slice, sites: Sequence[str]) -> dict[str, Tensor]:
-    """Rows `[n, D]` (float32, on the CPU) of each site at the positions of these blocks that count, in order.
+    """`rows_at`, on the CPU."""
+    return {site: rows.cpu() for site, rows in rows_at(subject, blocks, span, sites).items()}
+
+
+def rows_at(subject: SubjectModel, blocks: TokenBlocks, span: slice, sites: Sequence[str]) -> dict[str, Tensor]:
+    """Rows `[n, D]` (float32) of each site at the positions of these contexts that count, in order.
 
     Raises:
         AutointerpError: the subject model gave a number that is not finite.
@@ -43,7 +48,7 @@ def counted_rows(subject: SubjectModel, blocks: TokenBlocks, span: slice, sites:
     for site in sites:
         if site.endswith(GRADIENT):
             found[site] = subject.gradients_at(tokens, site.removesuffix(GRADIENT), keep)
-    rows = {site: found[site][keep.to(found[site].device)].cpu() for site in sites}
+    rows = {site: found[site][keep.to(found[site].device)] for site in sites}
     for site, values in rows.items():
         if not torch.isfinite(values).all():
             raise AutointerpError(f"'{site}' of {subject.label} gave NaN or infinity; try --dtype float32")

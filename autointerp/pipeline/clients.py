@@ -37,13 +37,13 @@ def embedder(session: Session) -> EncoderClient:
 
 
 def likelihoods(session: Session) -> Client:
-    """A local model whose likelihoods are read: `--scorer-llm` if it is a folder, else the subject model."""
+    """A local model whose likelihoods are read: `--scorer-llm` if it is a folder, else the (trained) subject model."""
     llm = session.settings.score.llm
     if session.settings.score.client == "fake":
         return chat_client("fake", llm, None, 1)
     if llm is not None and Path(llm).expanduser().is_dir():
         return HFClient(load_subject(llm, device=session.settings.subject.device))
-    return HFClient(session.subject)
+    return HFClient(session.reader)
 
 
 def clients_for(

@@ -98,7 +98,7 @@ def _measure_block(
                 nothing = torch.zeros_like(y)
                 zeroed[one.writes] = _loss(_spliced(subject, tokens, keep, one.writes, nothing), tokens, keep)
             recon = y.clone()
-            recon[mask] = one.sae(x[mask].to(one.sae.W_dec.device)).to(y)
+            recon[mask] = one.sae(x[mask].to(one.sae.b_dec.device)).to(y)
             spliced = _spliced(subject, tokens, keep, one.writes, recon)
             predicts = _predicts(keep)
             sums |= {

@@ -56,6 +56,7 @@ def explain(session: Session, prepared: Prepared, *, retry_failed: bool = False)
         session.reporter.say(f"{done} of {len(latents)} latents are explained already")
 
     def units() -> Iterator[Unit]:
+        session.sampler.prepare(todo)
         for latent in todo:
             record = session.sampler.record(latent)
             yield (

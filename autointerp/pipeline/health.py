@@ -55,7 +55,7 @@ def check_store(folder: Path) -> Iterator[Line]:
 
     try:
         store = LatentStore.open(folder, verify=True)
-        identity = store.manifest.get("identity", {})
+        identity = store.identity
         text = f"'{folder}': {store.n_latents:,} latents over {store.n_tokens:,} tokens, every file as it was written"
     except Exception as error:  # a damaged file may fail anywhere
         yield Line("FAIL", said(error), "collect it again, or copy it again from where it is whole")
@@ -153,7 +153,7 @@ def _text(subject: SubjectModel, metadata: SAEMetadata, name: str, column: str |
     """
     from itertools import islice
 
-    from autointerp.collect.corpus import documents
+    from autointerp.collect.corpus import Where, documents
     from autointerp.collect.tokens import pack
     from autointerp.errors import UserError
 
@@ -163,7 +163,7 @@ def _text(subject: SubjectModel, metadata: SAEMetadata, name: str, column: str |
     skip = trained if isinstance(trained, int) and 0 < trained <= SKIPPABLE else 0
 
     def blocks(first: int) -> TokenBlocks:
-        texts = documents(name, seed=metadata.seed or 0, column=column)
+        texts = documents(name, seed=metadata.seed or 0, where=Where(column))
         return pack(
             subject, islice(texts, first, None), n_tokens=CONTEXTS * CONTEXT_LENGTH, context_length=length,
             skip_first=1 if metadata.skip_first is None else metadata.skip_first, source=f"'{name}'",

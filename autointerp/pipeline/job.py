@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from autointerp.collect.tokenise import PLACE
 from autointerp.config import DataSettings, TrainSettings
 from autointerp.errors import UserError
 from autointerp.files import write_json
@@ -80,6 +81,6 @@ def agree(subject: SubjectModel, job: Job) -> None:
 
 def _forget(job: Job) -> None:
     """Nothing was trained on what lies here yet, and it belongs to other settings."""
-    for name in (TOKENS, DOCUMENTS):
+    for name in (TOKENS, DOCUMENTS, PLACE):
         (job.work / name).unlink(missing_ok=True)
     shutil.rmtree(job.own_cache, ignore_errors=True)

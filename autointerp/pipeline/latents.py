@@ -37,6 +37,7 @@ def write_latents(session: Session, state: NDArray[np.str_], counts: NDArray[np.
             "sae_id": session.sae_id,
             "latent": np.arange(n),
             "n_fired": figures["n_fired"],
+            "n_negative": figures["n_negative"],
             "n_tokens": session.store.n_tokens,
             "density": figures["n_fired"] / max(1, session.store.n_tokens),
             "max_activation": figures["max_activation"],

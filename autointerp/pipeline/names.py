@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 from sae.base import SparseAutoencoder
 from sae.files import content_sha
 
@@ -9,3 +12,9 @@ from sae.files import content_sha
 def sae_id(sae: SparseAutoencoder, hookpoint: str) -> str:
     """Architecture, place, width and the start of the content's hash: unique, and readable."""
     return f"{sae.architecture}-{hookpoint.replace(':', '-')}-{sae.n_latents}-{content_sha(sae)[:6]}"
+
+
+def run_name(sae: str, null: str | None = None) -> str:
+    """Folder under `results/` for a run of an SAE."""
+    name = re.sub(r"[^\w.-]+", "-", sae if sae.startswith("neurons") else Path(sae).resolve().name)
+    return f"{name}-{null}" if null else name

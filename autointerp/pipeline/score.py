@@ -18,7 +18,7 @@ from autointerp.pipeline.rows import failure_rows, usage_rows
 from autointerp.pipeline.session import Session
 from autointerp.pipeline.work import Unit, work_through
 from autointerp.registries import SCORERS, configured, member
-from autointerp.sampling.sampler import derangement
+from autointerp.sampling.sampler import derangement, kind_of
 from autointerp.types import Rows
 from prompts import render
 from scoring.types import Outcome, Subject
@@ -83,7 +83,8 @@ def _score_with(
         before = ledger.rows("scores", set(keys.values()))
         ledger.forget(set(before.loc[before["n_failed"] > 0, "work_key"]))
     common = {
-        **session.about_sae, "method": scorer.NAME, "method_version": scorer.VERSION, "scorer_model": model,
+        **session.about_sae, "control": session.control,
+        "method": scorer.NAME, "method_version": scorer.VERSION, "scorer_model": model,
         "prompt_sha": prompt_sha or None, "seed": session.settings.seed, "draw": 0,
     }  # fmt: skip
     for latent in by_latent.keys() - set(told):
@@ -92,9 +93,10 @@ def _score_with(
     todo = [latent for latent in told if keys[latent] not in ledger]
 
     def units() -> Iterator[Unit]:
+        session.sampler.prepare(todo)
         for latent in todo:
             record = session.sampler.record(latent)
-            subjects = [_subject(latent, by_latent[latent], "none")]
+            subjects = [_subject(latent, by_latent[latent], session.control)]
             if latent in partner:
                 subjects.append(_subject(latent, by_latent[partner[latent]], CONTROL))
             yield (
@@ -115,7 +117,7 @@ def _subject(latent: int, row: dict[str, Any], control: str) -> Subject:
 def _unexplained(common: dict[str, Any], row: dict[str, Any], metric: str) -> dict[str, Any]:
     return {
         **common, "latent": row["latent"], "explanation_id": row["explanation_id"], "explainer": row["explainer"],
-        "explainer_model": row["explainer_model"], "control": "none", "negatives": "random", "metric": metric,
+        "explainer_model": row["explainer_model"], "negatives": None, "metric": metric,
         "value": None, "n": 0, "n_failed": 0, "ci_low": None, "ci_high": None, "ci_method": None,
         "status": "no_explanation",
     }  # fmt: skip
@@ -128,12 +130,15 @@ def _rows(
     latent = int(row["latent"])
     scores, judgements = [], []
     outcomes: list[Outcome] = finished.result
+    # A scorer grades on all of a latent's windows at once, whatever their sources.
+    sources = [kind_of(name) for name in session.settings.sampling.score_negatives]
+    negatives = None if scorer.WINDOWS != "score" else sources[0] if len(sources) == 1 else "mixed"
     for subject, outcome in zip(subjects, outcomes, strict=True):
         who = {"latent": latent, "explanation_id": subject.explanation_id, "control": subject.control}
         scores += [
             {
                 **common, **who, "explainer": row["explainer"], "explainer_model": row["explainer_model"],
-                "negatives": "random" if scorer.WINDOWS == "score" else None, **asdict(metric),
+                "negatives": negatives, **asdict(metric),
             }
             for metric in outcome.metrics
         ]  # fmt: skip

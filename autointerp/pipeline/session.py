@@ -8,21 +8,25 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 import sae as sae_package
-from autointerp.collect.encode import collect_store
 from autointerp.collect.sites import width_at
-from autointerp.collect.tokenise import blocks_of, tokenise
+from autointerp.collect.tokenise import blocks_of
 from autointerp.config import DataSettings, RunSettings
 from autointerp.engine.ledger import Ledger, work_key
 from autointerp.errors import UserError
 from autointerp.files import sha256_of
+from autointerp.pipeline.dictionary import RANDOM_MODEL, control_of, is_neurons, load_dictionary
+from autointerp.pipeline.embeddings import KeptEmbeddings
 from autointerp.pipeline.names import sae_id
 from autointerp.pipeline.run import Run
 from autointerp.progress import Reporter
 from autointerp.sampling.sampler import Sampler
+from autointerp.seeds import derive
 from autointerp.store import layout
 from autointerp.store.reader import LatentStore
-from autointerp.subject.hookpoints import find, layer_of
+from autointerp.subject.hookpoints import layer_of, resolve
 from autointerp.subject.load import SubjectModel, load_subject
 from prompts.requests import fingerprint
 from sae.base import SparseAutoencoder
@@ -32,6 +36,8 @@ from sae.base import SparseAutoencoder
 class Session:
     run: Run
     reporter: Reporter
+    sae_spec: str | None = None
+    """The SAE, where it is not the one of the run's settings (several are collected at once)."""
 
     @property
     def settings(self) -> RunSettings:
@@ -43,26 +49,23 @@ class Session:
         Raises:
             UserError: the SAE, the model, the hookpoint or the text is not there or does not fit.
         """
-        find(self.subject.model, self.hookpoint)
         width = width_at(self.subject, self.hookpoint)
         if width != self.sae.d_in:
             raise UserError(
                 f"the SAE reads activations of width {self.sae.d_in}, but '{self.hookpoint}' of "
                 f"{self.subject.label} has {width}: wrong --model, --hookpoint or --sae"
             )
-        if not (self.store_folder / layout.MANIFEST).is_file():
+        if not layout.finished(self.store_folder):
             context = self.data.context_length
             blocks_of(self.subject, self.data, seed=self.corpus_seed, skip_documents=0, n_tokens=context)
 
     @cached_property
     def sae(self) -> SparseAutoencoder:
-        path = self.settings.sae
-        if path is None:
+        """On the subject model's device."""
+        spec = self.sae_spec or self.settings.sae
+        if spec is None:
             raise UserError("no SAE: name its folder with --sae (`autointerp demo` trains a small one)")
-        try:
-            return sae_package.load(path)
-        except sae_package.SAEError as error:
-            raise UserError(f"{error}; `autointerp demo` trains one to try things with") from error
+        return load_dictionary(spec, self.settings, lambda: self.subject).to(self.settings.subject.device)
 
     @cached_property
     def sae_sha(self) -> str:
@@ -70,22 +73,53 @@ class Session:
 
     @cached_property
     def hookpoint(self) -> str:
-        name = self.settings.subject.hookpoint or self.sae.metadata.hookpoint
+        """In the subject model's own names, so that one place has one name."""
+        recorded = self.sae.metadata.hookpoint
+        # Where neurons are was found out from what the settings name.
+        name = recorded if self.sae.architecture == "neurons" else self.settings.subject.hookpoint or recorded
         if name is None:
             raise UserError("the SAE's metadata names no hookpoint: give one with --hookpoint, e.g. layers.9")
-        return name
+        return resolve(self.subject.model, name)
 
     @cached_property
     def sae_id(self) -> str:
         return sae_id(self.sae, self.hookpoint)
 
-    @cached_property
-    def subject(self) -> SubjectModel:
+    @property
+    def subject_name(self) -> str:
         name = self.settings.subject.model or self.sae.metadata.model
         if name is None:
             raise UserError("the SAE's metadata names no subject model: give one with --model (a folder or a hub id)")
-        self.reporter.say(f"loading {name}")
-        return load_subject(name, device=self.settings.subject.device, dtype=self.settings.subject.dtype)
+        return name
+
+    @cached_property
+    def subject(self) -> SubjectModel:
+        name, seed, how = self.subject_name, self.random_seed, self.settings.subject
+        self.reporter.say(f"loading {name}{' with random weights' if seed is not None else ''}")
+        return load_subject(name, device=how.device, dtype=how.dtype, random_seed=seed)
+
+    @property
+    def random_seed(self) -> int | None:
+        """Seed of a model with random weights: of the one the SAE was trained on, or the run's. None: a trained model."""
+        # Neurons cannot be asked: they are known only once the model is.
+        spec = self.sae_spec or self.settings.sae or ""
+        recorded = None if is_neurons(spec) else self.sae.metadata.extra.get("random_model_seed")
+        if isinstance(recorded, int):
+            return recorded
+        return derive(self.settings.seed, RANDOM_MODEL) if self.settings.null == RANDOM_MODEL else None
+
+    @cached_property
+    def reader(self) -> SubjectModel:
+        """The trained model whose likelihoods are read; a random one has none that mean anything."""
+        if not self.subject.null:
+            return self.subject
+        how = self.settings.subject
+        return load_subject(self.subject.name, device=how.device, dtype=how.dtype)
+
+    @property
+    def control(self) -> str:
+        """`none`, or which control this dictionary and this model are."""
+        return control_of(self.sae, self.subject)
 
     @cached_property
     def skip_documents(self) -> int:
@@ -118,7 +152,7 @@ class Session:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """What the store is of. Two stores that share it are interchangeable."""
+        """What a store has to be of. Two stores that share it are interchangeable."""
         data = self.settings.data
         return {
             "model": self.subject.label,
@@ -128,6 +162,8 @@ class Session:
             "hookpoint": self.hookpoint,
             "dataset": self.dataset,
             "dataset_sha": _dataset_sha(self.dataset),
+            "split": data.split,
+            "subset": data.subset,
             "text_column": data.text_column,
             "mode": data.mode,
             "corpus_seed": self.corpus_seed,
@@ -143,43 +179,46 @@ class Session:
 
     @cached_property
     def store(self) -> LatentStore:
-        """The run's store of this SAE, collected first when there is none."""
-        folder = self.store_folder
-        if (folder / layout.MANIFEST).is_file():
-            found = layout.read_manifest(folder)["identity"]
-            apart = layout.differences(self.identity, found)
-            if apart:
-                raise UserError(
-                    f"'{folder}' was collected with other settings ({'; '.join(apart)}); use --fresh or another --out"
-                )
-            return LatentStore.open(folder)
-        self._collect(folder)
-        return LatentStore.open(folder)
+        """The run's store of this SAE, collected first when there is none; every file is compared with its sha256."""
+        if not layout.finished(self.store_folder):
+            from autointerp.pipeline.collection import collect
 
-    def _collect(self, folder: Path) -> None:
-        find(self.subject.model, self.hookpoint)
-        if folder.exists():
-            self.reporter.say(f"resuming the collection of activations in {folder}")
-        else:
-            self.reporter.say(f"no latent store for this SAE yet: collecting activations of {self.dataset} first")
-        blocks = tokenise(self.subject, self.data, folder, seed=self.corpus_seed, skip_documents=self.skip_documents)
+            collect([self])
+        store = LatentStore.open(self.store_folder, verify=True)
+        apart = layout.differences(self._acceptable(store.identity), store.identity)
+        if apart:
+            raise UserError(
+                f"'{self.store_folder}' was collected with other settings ({'; '.join(apart)}); "
+                "use --fresh or another --out"
+            )
+        return store
 
-        began = time.perf_counter()
-        with self.reporter.stage("collect", blocks.n_counted, "tokens") as stage:
-            collect_store(
-                self.subject, self.sae, blocks, self.hookpoint, folder, self.identity,
-                on_tokens=lambda done, _: stage.update(done),
-            )  # fmt: skip
-        self.book("collect", self.subject.label, blocks.n_counted, time.perf_counter() - began)
+    def _acceptable(self, found: dict[str, Any]) -> dict[str, Any]:
+        """The identity wanted; a store that leaves out more documents than this SAE was trained on is as good."""
+        skipped = found.get("skip_documents")
+        free = self.settings.data.skip_documents is None and isinstance(skipped, int) and skipped >= self.skip_documents
+        return {**self.identity, "skip_documents": skipped} if free else self.identity
 
     @cached_property
     def sampler(self) -> Sampler:
-        return Sampler(self.store, self.subject, self.settings.sampling, self.settings.seed)
+        return Sampler(
+            self.store, self.subject, self.settings.sampling, self.settings.seed,
+            directions=self._directions,
+            embed=KeptEmbeddings(self),
+        )  # fmt: skip
+
+    def _directions(self) -> Tensor:
+        if self.sae.architecture == "neurons":
+            raise UserError("neurons are at right angles: they have no decoder neighbours to take windows of")
+        return self.sae.W_dec
 
     @cached_property
     def sampling_sha(self) -> str:
         """Everything that decides which windows a latent gets."""
-        return fingerprint([self.identity, self.settings.sampling.model_dump(), self.settings.seed])
+        settings = self.settings.sampling.model_dump()
+        by_meaning = "embedding" in (*settings["explain_negatives"], *settings["score_negatives"])
+        embedder = self.settings.score.embedder if by_meaning else None
+        return fingerprint([self.store.identity, settings, self.settings.seed, embedder])
 
     @property
     def about_sae(self) -> dict[str, Any]:
@@ -193,15 +232,15 @@ class Session:
             "hookpoint": self.hookpoint,
             "layer": layer_of(self.hookpoint),
             "width": self.sae.n_latents,
-            "l0": float(self.store.indptr[-1]) / max(1, self.store.n_tokens),
+            "l0": self.store.l0,
         }
 
-    def book(self, stage: str, model: str, tokens: int, seconds: float) -> None:
+    def book(self, stage: str, model: str, tokens: int, began: float) -> None:
         """Note the tokens and seconds of a stage that asks no client anything."""
         ledger, key = Ledger(self.run.folder, stage), work_key(stage, model=model, tokens=tokens)
         row = {
             "run_id": self.run.run_id, "stage": stage, "model": model, "calls": 0, "cached_calls": 0,
-            "prompt_tokens": tokens, "completion_tokens": 0, "price": 0.0, "seconds": seconds,
+            "prompt_tokens": tokens, "completion_tokens": 0, "price": 0.0, "seconds": time.perf_counter() - began,
         }  # fmt: skip
         ledger.record(key, {"usage": [row]})
         ledger.flush()

@@ -8,11 +8,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from autointerp.report.folder import EXPLANATION_CONTROLS, WINDOW_KEYS, ByLatent, Row, records
+from autointerp.report.folder import WINDOW_KEYS, ByLatent, Row, records
 from autointerp.report.grades import CONTROL, Column, Grades, name_of, primary_first
 from autointerp.report.groups import Group
 from autointerp.report.text import number, short, visible, words
 from autointerp.report.windows import choose, window_groups
+from scoring.types import EXPLANATION_CONTROLS
 
 LIST_CHARACTERS = 400
 MAX_PAIRS = 6

@@ -17,10 +17,6 @@ from autointerp.tables.schemas import TABLES
 WINDOW_KEYS = ["sae_id", "latent", "split", "window_id", "kind", "quantile"]
 WINDOW_TEXTS = ["document", "pieces", "activations"]
 
-EXPLANATION_CONTROLS = ("shuffled_explanation", "random_explanation")
-"""Controls that grade the same latent with another explanation. The others (random_sae, random_model,
-neurons_topk) replace what is explained, and are a group of their own."""
-
 Row = dict[str, Any]
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from autointerp.report.folder import EXPLANATION_CONTROLS, RunFolder
+from autointerp.report.folder import RunFolder
 from autointerp.report.text import visible
+from scoring.types import EXPLANATION_CONTROLS
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """Cut every document into windows, once for the whole store.
 
-A window never crosses a document or a block. A stretch of L tokens becomes ceil(L / length) windows of
+A window never crosses a document or a context. A stretch of L tokens becomes ceil(L / length) windows of
 nearly equal size, so no window is a stub; stretches shorter than `shortest` are left out.
 """
 
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from autointerp.sampling.duplicates import near_duplicates
 from autointerp.seeds import generator
 from autointerp.store.reader import LatentStore
 
@@ -19,7 +20,7 @@ EXPLAIN, SCORE = 0, 1
 
 @dataclass(frozen=True, slots=True)
 class WindowGrid:
-    """Windows in order of position. `start`, `length`, `document`, `split` are [W]; positions are flat."""
+    """Windows in order of position. All but `window_of` are [W]; positions are flat."""
 
     start: NDArray[np.int64]
     length: NDArray[np.int64]
@@ -27,13 +28,19 @@ class WindowGrid:
     split: NDArray[np.int8]
     """0 to explain from, 1 to score on. All windows of a document share it."""
     duplicate: NDArray[np.bool_]
-    """The same tokens stand in an earlier window."""
+    """Almost the same tokens stand in an earlier window."""
+    stretch_start: NDArray[np.int64]
+    stretch_end: NDArray[np.int64]
+    """The stretch of one document in one context that the window was cut from."""
+    window_of: NDArray[np.int32]
+    """Window of each flat position, -1 where it lies in none."""
 
     @classmethod
     def of(cls, store: LatentStore, *, window: int, shortest: int, seed: int) -> WindowGrid:
         flat = np.asarray(store.documents).reshape(-1)
-        blocks = np.arange(len(flat)) // store.context_length
-        changes = np.flatnonzero((np.diff(flat) != 0) | (np.diff(blocks) != 0)) + 1
+        change = np.diff(flat) != 0
+        change[store.context_length - 1 :: store.context_length] = True
+        changes = np.flatnonzero(change) + 1
         begins = np.concatenate([[0], changes])
         lengths = np.diff(np.concatenate([begins, [len(flat)]]))
         kept = (flat[begins] >= 0) & (lengths >= shortest)
@@ -45,13 +52,18 @@ class WindowGrid:
         start = begins[which] + nth * base + np.minimum(nth, extra)
         length = base + (nth < extra)
         document = flat[start]
-        return cls(start, length, document, _split(document, seed), _duplicates(store, start, length))
+        window_of = np.full(len(flat), -1, dtype=np.int32)
+        inside = np.repeat(start - np.cumsum(length) + length, length) + np.arange(int(length.sum()))
+        window_of[inside] = np.repeat(np.arange(len(start), dtype=np.int32), length)
+        tokens = np.asarray(store.tokens).reshape(-1)
+        return cls(
+            start, length, document, _split(document, seed), near_duplicates(tokens, start, length),
+            begins[which], (begins + lengths)[which], window_of,
+        )  # fmt: skip
 
-    def at(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Window of each flat position, -1 where it lies in none."""
-        index = np.searchsorted(self.start, positions, side="right") - 1
-        inside = (index >= 0) & (positions < (self.start + self.length)[index])
-        return np.where(inside, index, -1)
+    def side(self, split: int) -> NDArray[np.int64]:
+        """Windows of one side, without duplicates."""
+        return np.flatnonzero((self.split == split) & ~self.duplicate)
 
 
 def _split(document: NDArray[np.int32], seed: int) -> NDArray[np.int8]:
@@ -61,15 +73,3 @@ def _split(document: NDArray[np.int32], seed: int) -> NDArray[np.int8]:
     side[generator(seed, "split").permutation(len(ids))[len(ids) // 2 :]] = SCORE
     split: NDArray[np.int8] = side[np.searchsorted(ids, document)]
     return split
-
-
-def _duplicates(store: LatentStore, start: NDArray[np.int64], length: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Windows whose token sequence occurred before: boilerplate would put the same text on both sides."""
-    flat = np.asarray(store.tokens).reshape(-1)
-    seen: set[bytes] = set()
-    duplicate = np.zeros(len(start), dtype=np.bool_)
-    for i, (begin, size) in enumerate(zip(start.tolist(), length.tolist(), strict=True)):
-        key = flat[begin : begin + size].tobytes()
-        duplicate[i] = key in seen
-        seen.add(key)
-    return duplicate

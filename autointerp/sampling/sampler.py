@@ -1,162 +1,261 @@
-"""Draw each latent's windows: activating ones over all strengths, non-activating ones at random.
+"""Draw each latent's windows: activating ones over all strengths, and others in which it does not fire.
 
 Every draw depends on (seed, latent) alone. Explaining and scoring windows come from disjoint documents,
 nothing is drawn twice, and a window in which the latent fires anywhere is never a non-activating one.
+A signed latent has two poles, each with windows of its own: those whose strongest activation is of its sign.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from autointerp.config import SamplingSettings
+from autointerp.errors import UserError
+from autointerp.sampling import neighbours
+from autointerp.sampling.choice import ORDERS, evenly, slices
+from autointerp.sampling.firing import Firing
 from autointerp.sampling.grid import EXPLAIN, SCORE, WindowGrid
+from autointerp.sampling.negatives import SIDES, Embedded, Fired, OfNeighbours, RandomWindows, SameToken, Source, Taker
+from autointerp.sampling.spans import Spans
 from autointerp.seeds import derive, generator
 from autointerp.store.reader import LatentStore
 from autointerp.subject.load import SubjectModel
 from autointerp.types import LatentRecord
-from scoring.types import ACTIVATING, RANDOM, Window
+from scoring.types import HARD, RANDOM, Window
 
-SPLIT_NAMES = {EXPLAIN: "explain", SCORE: "score"}
+Embed = Callable[[Sequence[str]], NDArray[np.float32]]
+"""Texts to vectors of unit length, `[n, E]`."""
 
 
 class Sampler:
-    """Draws `LatentRecord`s from a store. Building the grid costs one pass over the tokens."""
+    """Draws `LatentRecord`s from a store. Building the grid costs one pass over the tokens.
 
-    def __init__(self, store: LatentStore, subject: SubjectModel, config: SamplingSettings, seed: int) -> None:
+    `directions` gives the decoder rows [F, O] and `embed` the vectors of texts, for the non-activating windows
+    that need them.
+    """
+
+    def __init__(
+        self, store: LatentStore, subject: SubjectModel, config: SamplingSettings, seed: int, *,
+        directions: Callable[[], Tensor] | None = None, embed: Embed | None = None,
+    ) -> None:  # fmt: skip
         self.store, self.subject, self.config, self.seed = store, subject, config, seed
+        self.directions, self.embed = directions, embed
         self.grid = WindowGrid.of(store, window=config.window, shortest=config.shortest, seed=seed)
-        self._tokens = np.asarray(store.tokens).reshape(-1)
-        self._documents = np.asarray(store.documents).reshape(-1)
-        self._sides = {
-            side: np.flatnonzero((self.grid.split == side) & ~self.grid.duplicate) for side in (EXPLAIN, SCORE)
-        }
-        # To explain, all latents are set against the same windows (each without those it fires in), which an
-        # encoder then reads once. Scores keep windows of their own: shared ones would tie latents' errors together.
-        self._background = generator(seed, "background").permutation(self._sides[EXPLAIN])
+        self.spans = Spans(store, subject)
+        self._near: dict[str, neighbours.Neighbours] = {}
+        names = dict.fromkeys([*config.explain_negatives, *config.score_negatives])
+        self._sources: dict[str, Source] = {name: SOURCES[name](self) for name in names}
+
+    def pole_of(self, latent: int) -> int:
+        """The pole on which the latent fires more often: 1 or -1."""
+        poles = self.store.poles[latent]
+        return -1 if poles["n_negative"] > poles["n_positive"] else 1
 
     def window_counts(self) -> NDArray[np.int64]:
-        """Distinct activating windows of each latent on its poorer side, `[F]`: what decides live or rare."""
-        usable = ~self.grid.duplicate
-        counts = np.zeros((2, self.store.n_latents), dtype=np.int64)
-        for latent in np.flatnonzero(self.store.n_fired):
-            windows = np.unique(self.grid.at(self.store.of(int(latent))[0]))
-            windows = windows[windows >= 0]
-            windows = windows[usable[windows]]
-            counts[:, latent] = np.bincount(self.grid.split[windows], minlength=2)
+        """Distinct activating windows of each latent on its poorer side, `[F]`: what decides live or rare.
+
+        Windows of its main pole only. One pass over the store.
+        """
+        grid, n = self.grid, self.store.n_latents
+        counts = np.zeros((2, n), dtype=np.int64)
+        main = np.where(self.store.poles["n_negative"] > self.store.poles["n_positive"], -1, 1)
+        signed = bool(self.store.poles["n_negative"].any())
+        for scan in self.store.scan():
+            window = grid.window_of[scan.positions]
+            latent = np.repeat(np.arange(len(scan.edges) - 1), np.diff(scan.edges)) + scan.first
+            usable = window >= 0
+            usable &= ~grid.duplicate[window]
+            if signed:
+                usable &= np.sign(scan.values) == main[latent]
+            window, latent = window[usable], latent[usable]
+            # Within a latent windows ascend, so a window is new where it differs from the one before.
+            new = (np.diff(window, prepend=-1) != 0) | (np.diff(latent, prepend=-1) != 0)
+            for side in (EXPLAIN, SCORE):
+                mine = latent[new & (grid.split[window] == side)]
+                counts[side] += np.bincount(mine, minlength=n)
         poorer: NDArray[np.int64] = counts.min(axis=0)
         return poorer
 
-    def record(self, latent: int) -> LatentRecord:
+    def prepare(self, latents: Sequence[int]) -> None:
+        """Find what records of these latents will need in one go, where that is cheaper than one by one."""
+        for name in self._sources.keys() & NEAR.keys():
+            known = self._near.setdefault(name, {})
+            unknown = [latent for latent in latents if latent not in known]
+            for begin in range(0, len(unknown), 1024):
+                known.update(NEAR[name](self, unknown[begin : begin + 1024]))
+
+    def near(self, source: str, latent: int) -> NDArray[np.int64]:
+        """Neighbours of a latent, nearest first."""
+        if latent not in self._near.get(source, {}):
+            self.prepare([latent])
+        return self._near[source][latent]
+
+    def record(self, latent: int, pole: int | None = None) -> LatentRecord:
+        """Windows of one latent, of the pole it fires on more often unless another is named.
+
+        Raises:
+            UserError: there is no such latent.
+        """
+        if not 0 <= latent < self.store.n_latents:
+            raise UserError(f"no latent {latent}: this store has 0 to {self.store.n_latents - 1}")
+        pole = pole or self.pole_of(latent)
         positions, values = self.store.of(latent)
-        at = self.grid.at(positions)
-        inside = at >= 0
-        windows, first = np.unique(at[inside], return_index=True)
-        peaks = np.maximum.reduceat(np.abs(values[inside]), first) if len(windows) else np.empty(0, np.float32)
+        firing = Firing.of(self.grid, positions, values, pole)
         config = self.config
-        sizes = {
-            EXPLAIN: (config.explain_activating, config.explain_random),
-            SCORE: (config.score_activating, config.score_random),
-        }
-        drawn: dict[int, tuple[Window, ...]] = {}
-        for side, (n_activating, n_random) in sizes.items():
-            rng = generator(self.seed, "windows", SPLIT_NAMES[side], latent)
-            mine = (self.grid.split[windows] == side) & ~self.grid.duplicate[windows]
-            chosen, quantile = by_quantile(peaks[mine], n_activating, config.quantiles, rng)
-            activating = [
-                self._window(latent, int(w), ACTIVATING, positions, values, int(q))
-                for w, q in zip(windows[mine][chosen], quantile, strict=True)
-            ]
-            pool = self._background if side == EXPLAIN else rng.permutation(self._sides[side])
-            others = outside(pool, windows, n_random)
-            random = [self._window(latent, int(w), RANDOM, positions, values, None) for w in others]
-            drawn[side] = (*activating, *random)
+        taker = Taker(self.grid, firing.fired)
+        usable = ~self.grid.duplicate[firing.windows]
+        who = (latent,) if pole == 1 else (latent, "negative")
+        explain = self._side(firing, usable, taker, EXPLAIN, who, np.empty(0, np.int64))
+        score = self._side(firing, usable, taker, SCORE, who, explain[1])
+        sides = np.bincount(self.grid.split[firing.windows[usable]], minlength=2)
+        size = np.abs(values[np.sign(values) == pole])
         return LatentRecord(
             latent=latent,
+            pole=pole,
             n_fired=len(positions),
             n_tokens=self.store.n_tokens,
-            max_activation=float(np.abs(values).max()) if len(values) else 0.0,
-            mean_activation=float(np.abs(values).mean()) if len(values) else 0.0,
-            explain=drawn[EXPLAIN],
-            score=drawn[SCORE],
-            prompts=self._prompts(latent, positions, values),
+            max_activation=float(size.max()) if len(size) else 0.0,
+            mean_activation=float(size.mean()) if len(size) else 0.0,
+            explain=explain[0],
+            score=score[0],
+            prompts=self._prompts(firing, who),
+            rare=int(sides.min()) < config.min_windows,
         )
 
-    def _prompts(self, latent: int, positions: NDArray[np.int64], values: NDArray[np.float32]) -> tuple[Window, ...]:
+    def _side(
+        self, firing: Firing, usable: NDArray[np.bool_], taker: Taker, side: int, who: tuple[int | str, ...],
+        shown: NDArray[np.int64],
+    ) -> tuple[tuple[Window, ...], NDArray[np.int64]]:  # fmt: skip
+        """Windows of one side, and which of the grid's the activating ones are."""
+        config = self.config
+        explaining = side == EXPLAIN
+        n = config.explain_activating if explaining else config.score_activating
+        how = config.explain_from if explaining else config.score_from
+        negatives = config.explain_negatives if explaining else config.score_negatives
+        n_negative = config.explain_random if explaining else config.score_random
+        rng = generator(self.seed, "windows", SIDES[side], *who)
+        mine = np.flatnonzero(usable & (self.grid.split[firing.windows] == side))
+        mine, start, length = self._centred(firing, mine) if config.centred else self._fixed(firing, mine)
+        peaks = firing.peaks[mine]
+        order = ORDERS[how](peaks, n, config.quantiles, rng)
+        chosen = apart(order, start, length, n) if config.centred else order[:n]
+        chosen = chosen[np.argsort(peaks[chosen], kind="stable")]
+        quantile = slices(peaks, config.quantiles)[chosen].tolist()
+        windows = self.spans.activating(firing, start[chosen], length[chosen], quantile)
+        if config.centred:
+            # Cells that a centred window reaches into are no text of their own any more.
+            touched = self.grid.window_of[np.concatenate([start[chosen], start[chosen] + length[chosen] - 1])]
+            taker.bar(touched[touched >= 0])
+        grid_windows = firing.windows[mine[chosen]]
+        shown = grid_windows if explaining else shown
+        at_peaks = self.spans.tokens[firing.peak_at]
+        fired = Fired(int(who[0]), firing.windows, at_peaks, shown)
+        for name in negatives:
+            source_rng = rng if name == "random" else generator(self.seed, name, SIDES[side], *who)
+            taken = taker.take(self._sources[name].candidates(fired, side, source_rng), side, n_negative)
+            windows += self.spans.silent(self.grid.start[taken], self.grid.length[taken], kind_of(name))
+        return tuple(windows), grid_windows
+
+    def _fixed(self, firing: Firing, mine: NDArray[np.int64]) -> tuple[NDArray[np.int64], ...]:
+        windows = firing.windows[mine]
+        return mine, self.grid.start[windows], self.grid.length[windows]
+
+    def _centred(self, firing: Firing, mine: NDArray[np.int64]) -> tuple[NDArray[np.int64], ...]:
+        """Windows of the same lengths with the peak in the middle, or as near as the document's ends allow.
+
+        Those that reach a stronger activation are left out: it is the centre of a window of its own.
+        """
+        windows = firing.windows[mine]
+        length = self.grid.length[windows]
+        last = self.grid.stretch_end[windows] - length
+        start = np.clip(firing.peak_at[mine] - length // 2, self.grid.stretch_start[windows], last)
+        if not len(start):
+            return mine, start, length
+        right = firing.max_within(start, start + length) <= firing.peaks[mine]
+        return mine[right], start[right], length[right]
+
+    def _prompts(self, firing: Firing, who: tuple[int | str, ...]) -> tuple[Window, ...]:
         """Contexts of scoring documents whose last token is the first on which the latent fires.
 
         Card of the intervention protocol (Paulo et al. 2024): stratified by activation quintile.
         """
-        if not len(positions):
+        positions, config, grid = firing.positions, self.config, self.grid
+        if not len(positions) or not config.prompts:
             return ()
-        documents = self._documents[positions]
-        windows = self.grid.at(positions)
-        # A context starts after the latest of: its document's (or block's) first token, the previous activation.
-        block_start = positions - positions % self.store.context_length
-        change = np.flatnonzero(np.diff(self._documents) != 0) + 1
-        document_start = np.concatenate([[0], change])[np.searchsorted(change, positions, side="right")]
+        windows = grid.window_of[positions]
+        usable = (windows >= 0) & (np.sign(firing.values) == firing.pole)
+        usable &= (grid.split[windows] == SCORE) & ~grid.duplicate[windows]
+        # A context starts after the latest of: its document's (or context's) first token, the previous activation.
         previous = np.concatenate([[-1], positions[:-1]]) + 1
-        start = np.maximum.reduce([block_start, document_start, previous, positions + 1 - self.config.prompt_tokens])
-        long_enough = positions + 1 - start >= self.config.shortest
-        usable = long_enough & (documents >= 0) & (windows >= 0) & (self.grid.split[windows] == SCORE)
-        found = np.flatnonzero(usable)
-        rng = generator(self.seed, "prompts", latent)
-        chosen, quantile = by_quantile(np.abs(values[found]), self.config.prompts, 5, rng)
-        return tuple(
-            self._cut(latent, int(start[i]), int(positions[i]) + 1, ACTIVATING, positions, values, int(q))
-            for i, q in zip(found[chosen], quantile, strict=True)
-        )
+        start = np.maximum.reduce([grid.stretch_start[windows], previous, positions + 1 - config.prompt_tokens])
+        found = np.flatnonzero(usable & (positions + 1 - start >= config.shortest))
+        size = np.abs(firing.values[found])
+        chosen = evenly(size, config.prompts, 5, generator(self.seed, "prompts", *who))[: config.prompts]
+        chosen = chosen[np.argsort(size[chosen], kind="stable")]
+        quantile = slices(size, 5)[chosen].tolist()
+        at = found[chosen]
+        return tuple(self.spans.activating(firing, start[at], positions[at] + 1 - start[at], quantile))
 
-    def _window(
-        self, latent: int, index: int, kind: str, positions: NDArray[np.int64], values: NDArray[np.float32],
-        quantile: int | None,
-    ) -> Window:  # fmt: skip
-        start = int(self.grid.start[index])
-        return self._cut(latent, start, start + int(self.grid.length[index]), kind, positions, values, quantile)
+    def embed_windows(self, windows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Vectors of the texts of some of the grid's windows."""
+        if self.embed is None:
+            raise UserError("windows that are near in meaning need a sentence encoder: name one with --embedder")
+        return self.embed(self.spans.texts(self.grid.start[windows], self.grid.length[windows]))
 
-    def _cut(
-        self, latent: int, start: int, end: int, kind: str, positions: NDArray[np.int64], values: NDArray[np.float32],
-        quantile: int | None,
-    ) -> Window:  # fmt: skip
-        tokens = tuple(int(t) for t in self._tokens[start:end])
-        activations = np.zeros(end - start, dtype=np.float32)
-        span = slice(*np.searchsorted(positions, [start, end]))
-        activations[positions[span] - start] = values[span]
-        return Window(
-            window_id=f"{start:x}-{end - start:x}",
-            document=int(self._documents[start]),
-            start=start,
-            kind=kind,
-            pieces=self.subject.pieces(tokens),
-            tokens=tokens,
-            activations=tuple(float(a) for a in activations),
-            quantile=quantile,
-        )
+    def _decoder_neighbours(self, latents: Sequence[int]) -> neighbours.Neighbours:
+        if self.directions is None:
+            raise UserError("windows of decoder neighbours need the SAE, which is not at hand here")
+        return neighbours.decoder(self.directions(), latents, N_NEAR)
+
+    def _cofiring_neighbours(self, latents: Sequence[int]) -> neighbours.Neighbours:
+        return neighbours.cofiring(self.store, latents, self.seed, N_NEAR)
 
 
-def by_quantile(
-    peaks: NDArray[np.float32], n: int, quantiles: int, rng: np.random.Generator
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Indices of up to `n` peaks, evenly over `quantiles` slices of their order, and each one's slice.
+N_NEAR = 20
+"""Neighbours that are found for each latent."""
 
-    Slices that run out are made up for from the others, so `n` are drawn whenever there are `n`.
-    """
-    order = np.argsort(peaks, kind="stable")
-    slice_of = np.empty(len(peaks), dtype=np.int64)
-    slice_of[order] = np.arange(len(peaks)) * quantiles // max(1, len(peaks))
-    # Round-robin over the slices: the i-th draw of a slice comes before the (i+1)-th of any other.
-    shuffled = rng.permutation(len(peaks))
-    shuffled = shuffled[np.argsort(slice_of[shuffled], kind="stable")]
-    counts = np.bincount(slice_of, minlength=quantiles)
-    nth = np.arange(len(peaks)) - np.repeat(np.cumsum(counts) - counts, counts)
-    chosen = shuffled[np.argsort(nth, kind="stable")][:n]
-    chosen = chosen[np.argsort(peaks[chosen], kind="stable")]
-    return chosen, slice_of[chosen]
+NEAR: dict[str, Callable[[Sampler, Sequence[int]], neighbours.Neighbours]] = {
+    "cofiring": Sampler._cofiring_neighbours,
+    "decoder": Sampler._decoder_neighbours,
+}
+
+SOURCES: dict[str, Callable[[Sampler], Any]] = {
+    "random": lambda s: RandomWindows(s.grid, s.seed),
+    "same_token": lambda s: SameToken(s.store, s.grid),
+    "cofiring": lambda s: OfNeighbours(s.store, s.grid, lambda latent: s.near("cofiring", latent)),
+    "decoder": lambda s: OfNeighbours(s.store, s.grid, lambda latent: s.near("decoder", latent)),
+    "embedding": lambda s: Embedded(s.grid, s.seed, s.config.embedding_pool, s.embed_windows),
+}
+"""Where non-activating windows come from, by the names of `sampling.explain_negatives` and `score_negatives`."""
 
 
-def outside(pool: NDArray[np.int64], excluded: NDArray[np.int64], n: int) -> NDArray[np.int64]:
-    """The first `n` members of `pool` that are not in `excluded`; neither holds anything twice."""
-    return pool[~np.isin(pool, excluded, assume_unique=True)][:n]
+def kind_of(source: str) -> str:
+    """The `kind` of windows from a source: `random` or `hard:<source>`."""
+    return RANDOM if source == "random" else f"{HARD}{source}"
+
+
+def apart(order: NDArray[np.int64], start: NDArray[np.int64], length: NDArray[np.int64], n: int) -> NDArray[np.int64]:
+    """The first `n` of `order` whose stretches do not overlap."""
+    taken: list[int] = []
+    begins: list[int] = []
+    ends: list[int] = []
+    for index in order.tolist():
+        if len(taken) == n:
+            break
+        begin, end = int(start[index]), int(start[index] + length[index])
+        place = bisect_left(begins, begin)
+        if (place and ends[place - 1] > begin) or (place < len(begins) and begins[place] < end):
+            continue
+        begins.insert(place, begin)
+        ends.insert(place, end)
+        taken.append(index)
+    return np.array(taken, dtype=np.int64)
 
 
 def derangement(latents: list[int], seed: int) -> dict[int, int]:

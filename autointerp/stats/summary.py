@@ -7,6 +7,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from autointerp.seeds import generator
+from scoring.types import EXPLANATION_CONTROLS
 
 RESAMPLES = 4000
 CONTROL = "shuffled_explanation"
@@ -14,13 +15,13 @@ HEADLINE = {"auroc", "balanced_accuracy", "logprob_gain", "pearson"}
 """Metrics that grade an explanation; others (a reached KL, a strength) describe how the grading went."""
 
 COLUMNS = [
-    "method", "metric", "n", "n_null", "median", "ci_low", "ci_high", "control_median", "difference",
+    "control", "method", "metric", "n", "n_null", "median", "ci_low", "ci_high", "control_median", "difference",
     "difference_low", "difference_high",
 ]  # fmt: skip
 
 
 def summarise(scores: pd.DataFrame) -> pd.DataFrame:
-    """One row per method and metric.
+    """One row per method and metric, and for random SAEs, random models and neurons (`control`) one of their own.
 
     `median` and its interval are of the real explanations, over latents (percentile bootstrap).
     `difference` is the mean over latents of real minus shuffled, on the same windows, with its bootstrap
@@ -28,19 +29,28 @@ def summarise(scores: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     graded = scores[scores["metric"].isin(HEADLINE)]
-    for (method, metric), group in graded.groupby(["method", "metric"], sort=True):
-        wide = group.pivot_table(index=["sae_id", "latent"], columns="control", values="value", aggfunc="mean")
-        wide = wide.astype(float).reindex(columns=["none", CONTROL])
-        real = wide["none"].dropna().to_numpy()
+    own = ~graded["control"].isin(EXPLANATION_CONTROLS)
+    # What a dictionary is, the real thing or a control, is said by the rows of its own explanations.
+    dictionary = [name for name in ("run_id", "sae_id") if name in graded]
+    placed = graded.loc[own].groupby(dictionary)["control"].first().rename("place")
+    graded = graded.assign(own=own).join(placed, on=dictionary)
+    latent = [*dictionary, "latent"]
+    for (place, method, metric), group in graded.groupby(["place", "method", "metric"], sort=True):
+        asked = group[group["own"]]
+        against = group[group["control"] == CONTROL]
+        wide = pd.DataFrame(
+            {"real": asked.groupby(latent)["value"].mean(), "control": against.groupby(latent)["value"].mean()}
+        ).astype(float)
+        real = wide["real"].dropna().to_numpy()
         paired = wide.dropna()
-        gaps = (paired["none"] - paired[CONTROL]).to_numpy()
-        asked = group[group["control"] == "none"]
+        gaps = (paired["real"] - paired["control"]).to_numpy()
         low, high = bootstrap(real, np.median, f"{method}/{metric}/median")
         gap_low, gap_high = bootstrap(gaps, np.mean, f"{method}/{metric}/gap")
         rows.append({
-            "method": method, "metric": metric, "n": len(real), "n_null": int(asked["value"].isna().sum()),
+            "control": place, "method": method, "metric": metric, "n": len(real),
+            "n_null": int(asked["value"].isna().sum()),
             "median": _or_nan(np.median, real), "ci_low": low, "ci_high": high,
-            "control_median": _or_nan(np.median, paired[CONTROL].to_numpy()),
+            "control_median": _or_nan(np.median, paired["control"].to_numpy()),
             "difference": _or_nan(np.mean, gaps), "difference_low": gap_low, "difference_high": gap_high,
         })  # fmt: skip
     return pd.DataFrame(rows, columns=COLUMNS)

@@ -1,4 +1,4 @@
-"""Write a latent store: sparse codes arrive in parts, a counting sort brings them into CSR by latent.
+"""Write a latent store: sparse codes arrive context by context, are kept as parts, and merged at the end.
 
 Memory holds one part at a time, whatever the number of tokens. A killed writer goes on after its last
 part; finalising is repeated from the parts until the manifest stands.
@@ -8,93 +8,179 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from autointerp.errors import UserError
-from autointerp.files import read_array, sha256_of, write_array, write_json
+from autointerp.errors import Damaged, DiskFull, UserError
+from autointerp.files import read_array, sha256_of, write_json
+from autointerp.shards import WHOLE, Shard
 from autointerp.store import layout
+from autointerp.store.merge import BUDGET, PER_ENTRY, OnEntries, merge
+from autointerp.store.parts import Part, parts_in
+from autointerp.store.statistics import write_statistics
 from sae.codes import SparseCodes
+
+PART_BYTES = 32 * 2**20
+PART_SECONDS = 20.0
+"""A part is written when either is reached: what a kill can lose."""
 
 
 class StoreWriter:
-    """`identity` says what the store is of (model, SAE, data); a folder with another identity is refused."""
+    """A store in the making, of the contexts whose `tokens.npy` and `documents.npy` are in `folder` already.
 
-    def __init__(self, folder: Path, identity: dict[str, Any], n_latents: int, n_parts: int) -> None:
-        self.folder, self.identity, self.n_latents, self.n_parts = folder, identity, n_latents, n_parts
+    `identity` says what the store is of (model, SAE, data); a folder with another identity is refused.
+
+    Raises:
+        UserError: the folder holds a store of something else.
+    """
+
+    def __init__(
+        self, folder: Path, identity: dict[str, Any], n_latents: int, *, shard: Shard = WHOLE, first_block: int = 0,
+        part_bytes: int = PART_BYTES, part_seconds: float = PART_SECONDS,
+    ) -> None:  # fmt: skip
+        self.folder, self.identity, self.n_latents = folder, identity, n_latents
+        self.shard, self.first_block = shard, first_block
+        self.part_bytes, self.part_seconds = part_bytes, part_seconds
+        self._claim()
+        tokens = read_array(folder / layout.TOKENS)
+        self.n_blocks, self.context_length = int(tokens.shape[0]), int(tokens.shape[1])
+        if tokens.size > 2**32:
+            raise UserError(
+                f"{tokens.size:,} tokens are more than one shard's positions can name; collect with --shard 0/2 and 1/2"
+            )
         self.parts = folder / layout.PARTS
-        self.parts.mkdir(parents=True, exist_ok=True)
-        path = folder / layout.IDENTITY
-        if path.is_file():
-            apart = layout.differences(identity, json.loads(path.read_text()))
-            if apart:
-                raise UserError(
-                    f"'{folder}' holds a half-written store of something else ({'; '.join(apart)}); "
-                    "use --fresh or another --out"
-                )
-        else:
-            write_json(path, identity)
+        self.parts.mkdir(exist_ok=True)
+        self.set_aside: list[Path] = []
+        """Parts that were damaged. Their contexts count as never collected."""
+        self._parts = list(self._sound_parts())
+        self._covered = np.zeros(self.n_blocks, dtype=np.bool_)
+        for part in self._parts:
+            self._covered[part.first : part.end] = True
+        self._began: int | None = None
+        self._buffer: list[dict[str, Any]] = []
+        self._since = time.monotonic()
 
-    def write_tokens(self, tokens: NDArray[np.int32], documents: NDArray[np.int32]) -> None:
-        """`[n_blocks, T]` each; flat position p is block p // T, place p % T."""
-        if tokens.shape != documents.shape or tokens.ndim != 2:
-            raise ValueError(f"tokens {tokens.shape} and documents {documents.shape} have to be [n_blocks, T] alike")
-        for name, array in ((layout.TOKENS, tokens), (layout.DOCUMENTS, documents)):
-            if not (self.folder / name).is_file():  # a killed run wrote it, or whoever made the tokens
-                write_array(self.folder / name, array)
+    def _claim(self) -> None:
+        path = self.folder / layout.IDENTITY
+        if not path.is_file():
+            write_json(path, self.identity)
+            return
+        try:
+            found = json.loads(path.read_text())
+        except ValueError as error:
+            raise Damaged(f"'{path}' is damaged ({error}); use --fresh or another --out") from error
+        apart = layout.differences(self.identity, found)
+        if apart:
+            raise UserError(
+                f"'{self.folder}' holds a half-written store of something else ({'; '.join(apart)}); "
+                "use --fresh or another --out"
+            )
 
-    def has(self, part: int) -> bool:
-        return (self.parts / f"{part:06d}.npy").is_file()
+    def _sound_parts(self) -> list[Part]:
+        found = []
+        for path, part in parts_in(self.parts):
+            if isinstance(part, Damaged):
+                self._put_aside(path)
+            else:
+                found.append(part)
+        return found
 
-    def add(self, part: int, positions: NDArray[Any], codes: SparseCodes) -> None:
-        """One part: `codes` row t is the token at flat position `positions[t]`."""
+    def _put_aside(self, path: Path) -> None:
+        path.replace(path.with_suffix(".damaged"))
+        self.set_aside.append(path)
+
+    def _verify(self, parts: list[Part]) -> None:
+        found = []
+        for part in parts:
+            try:
+                part.verify()
+            except Damaged as error:
+                found.append(str(error))
+                self._put_aside(part.path)
+        if found:
+            raise Damaged(
+                f"{found[0]}{f' (and {len(found) - 1} more)' if len(found) > 1 else ''}; it was set aside: run the "
+                "same command again, which collects its contexts anew and nothing else"
+            )
+
+    def missing(self, span: slice) -> list[slice]:
+        """Stretches of contexts within the span that are in no part on the disk."""
+        open_ = np.flatnonzero(~self._covered[span]) + span.start
+        runs = np.split(open_, np.flatnonzero(np.diff(open_) > 1) + 1) if len(open_) else []
+        return [slice(int(run[0]), int(run[-1]) + 1) for run in runs]
+
+    def add(self, span: slice, positions: NDArray[Any], codes: SparseCodes) -> None:
+        """Codes of contexts `span`: row t of `codes` is the token at flat position `positions[t]`, ascending."""
         if codes.n_latents != self.n_latents or codes.n_rows != len(positions):
             raise ValueError(f"codes are {codes.n_rows} x {codes.n_latents}, not {len(positions)} x {self.n_latents}")
-        latents = codes.latents.cpu().numpy()
-        order = np.argsort(latents, kind="stable")
-        entries = np.empty(len(latents), dtype=[("latent", "<u4"), ("position", "<u4"), ("value", "<f4")])
-        entries["latent"] = latents[order]
-        entries["position"] = positions[codes.rows.cpu().numpy()[order]]
-        entries["value"] = codes.values.float().cpu().numpy()[order]
-        write_array(self.parts / f"{part:06d}.npy", entries)
+        if self._buffer and span.start != self._buffer[-1]["end"]:
+            self.flush()
+        if self._began is None:
+            self._began = span.start
+        at = torch.from_numpy(np.asarray(positions)).to(codes.rows.device)
+        order = torch.sort(codes.latents.to(torch.int32), stable=True)
+        self._buffer.append({
+            "end": span.stop,
+            "latents": order.values.cpu().numpy(),
+            "positions": at[codes.rows[order.indices]].cpu().numpy().astype(np.uint32),
+            "values": codes.values[order.indices].float().cpu().numpy(),
+        })  # fmt: skip
+        waiting = 12 * sum(len(some["latents"]) for some in self._buffer)
+        if waiting >= self.part_bytes or time.monotonic() - self._since >= self.part_seconds:
+            self.flush()
 
-    def finalise(self) -> None:
-        """Merge the parts. Parts hold ascending positions, so each latent's positions come out ascending."""
-        missing = [part for part in range(self.n_parts) if not self.has(part)]
-        if missing:
-            raise ValueError(f"{len(missing)} of {self.n_parts} parts are missing, first {missing[0]}")
-        paths = [self.parts / f"{part:06d}.npy" for part in range(self.n_parts)]
-        counts = np.zeros(self.n_latents, dtype=np.int64)
-        for path in paths:
-            counts += np.bincount(read_array(path)["latent"], minlength=self.n_latents)
-        indptr = np.concatenate([[0], np.cumsum(counts)])
-        write_array(self.folder / layout.INDPTR, indptr)
-        total = int(indptr[-1])
-        merged = {
-            name: np.lib.format.open_memmap(self.folder / f".{name}.tmp", mode="w+", dtype=dtype, shape=(total,))
-            for name, dtype in ((layout.POSITIONS, "<u4"), (layout.VALUES, "<f4"))
-        }
-        cursor = indptr[:-1].copy()
-        for path in paths:
-            entries = np.load(path, allow_pickle=False)
-            here = np.bincount(entries["latent"], minlength=self.n_latents)
-            first = np.cumsum(here) - here
-            target = np.repeat(cursor - first, here) + np.arange(len(entries))
-            merged[layout.POSITIONS][target] = entries["position"]
-            merged[layout.VALUES][target] = entries["value"]
-            cursor += here
-        for name, array in merged.items():
-            array.flush()
-            (self.folder / f".{name}.tmp").replace(self.folder / name)
-        manifest = {
+    def flush(self) -> None:
+        """Put what has been added onto the disk."""
+        if self._began is not None:
+            names = ("latents", "positions", "values")
+            arrays = {name: np.concatenate([some[name] for some in self._buffer]) for name in names}
+            if len(self._buffer) > 1:
+                order = torch.sort(torch.from_numpy(arrays["latents"]), stable=True).indices.numpy()
+                arrays = {name: array[order] for name, array in arrays.items()}
+            part = Part.write(self.parts, self._began, self._buffer[-1]["end"], arrays)
+            self._parts.append(part)
+            self._covered[part.first : part.end] = True
+        self._began, self._buffer = None, []
+        self._since = time.monotonic()
+
+    def finalise(self, *, budget: int = BUDGET, on_entries: OnEntries | None = None) -> None:
+        """Merge the parts, then vouch for everything with the manifest.
+
+        Raises:
+            Damaged: a part is not what was written; it is set aside, and the next run collects it again.
+            DiskFull: there is no room; the parts are kept.
+        """
+        self.flush()
+        if not self._covered.all():
+            raise ValueError(f"{int((~self._covered).sum())} of {self.n_blocks} contexts are not collected yet")
+        parts = sorted(self._parts, key=lambda part: part.first)
+        self._verify(parts)
+        n = sum(part.n for part in parts)
+        needed = PER_ENTRY * n + 64 * self.n_latents
+        free = shutil.disk_usage(self.folder).free
+        if free < needed:
+            raise DiskFull(
+                f"finishing '{self.folder}' takes {needed / 1e6:,.0f} MB and its disk has {free / 1e6:,.0f} MB left: "
+                "what was collected is kept; free some space and run the same command again"
+            )
+        merge(parts, self.n_latents, self.folder, budget=budget, on_entries=on_entries)
+        write_statistics(self.folder, read_array(self.folder / layout.INDPTR))
+        documents = read_array(self.folder / layout.DOCUMENTS)
+        write_json(self.folder / layout.MANIFEST, {
             "version": layout.VERSION,
             "identity": self.identity,
             "n_latents": self.n_latents,
-            "n_activations": total,
-            "sha256": {name: sha256_of(self.folder / name) for name in layout.ARRAYS},
-        }
-        write_json(self.folder / layout.MANIFEST, manifest)
+            "n_activations": n,
+            "n_tokens": int(sum(np.count_nonzero(some >= 0) for some in np.array_split(documents, 64))),
+            "shard": {"index": self.shard.index, "count": self.shard.count, "first_block": self.first_block},
+            "files": {
+                name: {"bytes": (self.folder / name).stat().st_size, "sha256": sha256_of(self.folder / name)}
+                for name in layout.ARRAYS
+            },
+        })  # fmt: skip
         shutil.rmtree(self.parts, ignore_errors=True)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,17 @@ from autointerp.subject.hookpoints import Stop, base_model, editing, reading
 WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin", "*.gguf")
 
 
+class Pieces(dict[int, str]):
+    """Texts of tokens, each decoded once."""
+
+    def __init__(self, decode: Callable[[int], str]) -> None:
+        self.decode = decode
+
+    def __missing__(self, token: int) -> str:
+        self[token] = text = self.decode(token)
+        return text
+
+
 @dataclass
 class SubjectModel:
     """A causal LM in evaluation mode and its tokenizer."""
@@ -26,12 +37,14 @@ class SubjectModel:
     name: str
     model: Any
     tokenizer: Any
-    _pieces: dict[int, str] = field(default_factory=dict)
+    null: bool = False
+    """The weights are random: a control in the place of the trained model."""
 
     @property
     def label(self) -> str:
         """Name for tables: the hub id, or the folder's own name."""
-        return Path(self.name).name if Path(self.name).is_dir() else self.name
+        name = Path(self.name).name if Path(self.name).is_dir() else self.name
+        return f"{name} (random weights)" if self.null else name
 
     @cached_property
     def fingerprint(self) -> str:
@@ -101,12 +114,12 @@ class SubjectModel:
             (gradient,) = torch.autograd.grad(loss, leaves[0])
         return gradient.float()
 
-    def pieces(self, tokens: tuple[int, ...] | list[int]) -> tuple[str, ...]:
+    def pieces(self, tokens: Sequence[int]) -> tuple[str, ...]:
         """The text of each token; joined they are the text.
 
         Tokens that hold only part of a character are decoded together: its text goes to the last of them.
         """
-        alone = [self._piece(token) for token in tokens]
+        alone = self.pieces_alone(tokens)
         if not any("\ufffd" in piece for piece in alone):
             return tuple(alone)
         pieces: list[str] = []
@@ -121,13 +134,19 @@ class SubjectModel:
             start = end
         return tuple(pieces)
 
+    def pieces_alone(self, tokens: Sequence[int]) -> list[str]:
+        """The text of each token by itself; part of a character is the replacement character."""
+        return list(map(self._pieces.__getitem__, tokens))
+
+    @cached_property
+    def _pieces(self) -> Pieces:
+        return Pieces(self._piece)
+
     def _piece(self, token: int) -> str:
         # One id per call: handing a list of ids to a batch decoder has merged them into one string in some releases.
-        if token not in self._pieces:
-            # Sentencepiece decoders drop the space of a text's first token, so every token is decoded behind another.
-            anchor, width = self._anchor
-            self._pieces[token] = self._decode([*anchor, token])[width:]
-        return self._pieces[token]
+        # Sentencepiece decoders drop the space of a text's first token, so every token is decoded behind another.
+        anchor, width = self._anchor
+        return self._decode([*anchor, token])[width:]
 
     @cached_property
     def _anchor(self) -> tuple[list[int], int]:
@@ -139,8 +158,10 @@ class SubjectModel:
         return text
 
 
-def load_subject(name: str, *, device: str = "cpu", dtype: str = "float32") -> SubjectModel:
-    """Load a subject model.
+def load_subject(
+    name: str, *, device: str = "cpu", dtype: str = "float32", random_seed: int | None = None
+) -> SubjectModel:
+    """Load a subject model; with `random_seed`, one of its shape whose weights are drawn anew, as before training.
 
     Raises:
         UserError: the folder does not exist, holds no weights, or the hub cannot be reached.
@@ -156,16 +177,23 @@ def load_subject(name: str, *, device: str = "cpu", dtype: str = "float32") -> S
             raise UserError(f"no config.json in '{name}': it is not a Hugging Face model folder")
     elif name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError(f"no model at '{name}': there is no such folder")
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, dtype), attn_implementation="sdpa")
+        how = {"dtype": getattr(torch, dtype), "attn_implementation": "sdpa"}
+        if random_seed is None:
+            model = AutoModelForCausalLM.from_pretrained(name, **how)
+        else:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(random_seed)
+                model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(name), **how)
     except (OSError, ValueError) as error:
         line = str(error).strip().split("\n")[0]
         raise UserError(
             f"cannot load model '{name}': {line} (a model that is not on this machine needs network access to its hub)"
         ) from error
-    return SubjectModel(name=name, model=model.to(device).eval().requires_grad_(False), tokenizer=tokenizer)
+    model = model.to(device).eval().requires_grad_(False)
+    return SubjectModel(name=name, model=model, tokenizer=tokenizer, null=random_seed is not None)

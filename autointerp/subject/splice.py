@@ -26,7 +26,7 @@ class Splice:
     strengths: Tensor
 
     def __call__(self, x: Tensor) -> Tensor:
-        directions = self.sae.W_dec[self.latents]
+        directions = self.sae.directions(self.latents)
         change = (self.strengths[:, None] * directions).to(x.dtype)[:, None, :]
         # x + 0 would turn -0.0 into 0.0: rows without an edit are passed on as they are.
         return torch.where((self.strengths == 0)[:, None, None], x, x + change)

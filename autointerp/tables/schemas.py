@@ -30,7 +30,7 @@ EXPLANATIONS = _schema(
 )  # fmt: skip
 
 LATENTS = _schema(
-    run_id=S, sae_id=S, latent=N, n_fired=N, n_tokens=N, density=F, max_activation=F, mean_activation=F,
+    run_id=S, sae_id=S, latent=N, n_fired=N, n_negative=N, n_tokens=N, density=F, max_activation=F, mean_activation=F,
     n_windows=N, state=S,
 )  # fmt: skip
 

@@ -1,0 +1,63 @@
+"""Sentence vectors for sampling, kept in the run folder: a pool of windows is embedded once, for all stages."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autointerp.errors import AutointerpError
+from autointerp.files import read_array, write_array
+from prompts.requests import Embed, EmbedReply, fingerprint
+
+if TYPE_CHECKING:
+    from autointerp.clients.encoder import EncoderClient
+    from autointerp.pipeline.session import Session
+
+CHUNK = 256
+"""Texts that are kept together: what a kill can lose."""
+
+
+class KeptEmbeddings:
+    """Texts to vectors `[n, E]`; the encoder is loaded when the first text is new."""
+
+    def __init__(self, session: Session) -> None:
+        self.session, self.folder = session, session.run.folder / "work" / "embeddings"
+        self._encoder: EncoderClient | None = None
+
+    def __call__(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        if len(texts) < CHUNK:
+            return self._embed(texts)
+        chunks = [list(texts[begin : begin + CHUNK]) for begin in range(0, len(texts), CHUNK)]
+        found = []
+        with self.session.reporter.stage("embed", len(texts), "windows") as stage:
+            for chunk in chunks:
+                path = self.folder / f"{fingerprint([self.session.settings.score.embedder, chunk])}.npy"
+                if not path.is_file():
+                    write_array(path, self._embed(chunk))
+                found.append(np.asarray(read_array(path)))
+                stage.update(sum(map(len, found)))
+        return np.concatenate(found)
+
+    def _embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        if self._encoder is None:
+            from autointerp.pipeline.clients import embedder
+
+            self._encoder = embedder(self.session)
+        encoder = self._encoder
+        # A thread of its own: whoever draws windows may be inside an event loop already.
+        replies = _in_thread(encoder, [Embed(text) for text in texts])
+        vectors = [reply.vector for reply in replies if isinstance(reply, EmbedReply)]
+        if len(vectors) != len(texts):
+            raise AutointerpError(f"{encoder.model} gave no vector for {len(texts) - len(vectors)} windows")
+        return np.array(vectors, dtype=np.float32)
+
+
+def _in_thread(encoder: EncoderClient, requests: list[Embed]) -> list[object]:
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(1) as pool:
+        return list(pool.submit(lambda: asyncio.run(encoder.answer(requests))).result())

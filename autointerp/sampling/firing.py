@@ -1,0 +1,69 @@
+"""Where one pole of one latent fires, window by window."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autointerp.sampling.grid import WindowGrid
+
+
+@dataclass(frozen=True, slots=True)
+class Firing:
+    """Activations of a latent (both poles), and the windows of one pole.
+
+    `positions` (flat, ascending) and `values` are [n]; `fired` are the windows in which either pole fires.
+    `windows`, `peaks` (magnitudes) and `peak_at` (flat positions) are [w]: the windows whose strongest
+    activation is of this pole's sign.
+    """
+
+    pole: int
+    positions: NDArray[np.int64]
+    values: NDArray[np.float32]
+    fired: NDArray[np.int64]
+    windows: NDArray[np.int64]
+    peaks: NDArray[np.float32]
+    peak_at: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, grid: WindowGrid, positions: NDArray[np.int64], values: NDArray[np.float32], pole: int) -> Firing:
+        at = grid.window_of[positions]
+        inside = at >= 0
+        window, place, size = at[inside], positions[inside], np.abs(values[inside])
+        nothing = np.empty(0, dtype=np.int64)
+        if not len(window):
+            return cls(pole, positions, values, nothing, nothing, np.empty(0, np.float32), nothing)
+        starts = np.flatnonzero(np.diff(window, prepend=-1))
+        peaks = np.maximum.reduceat(size, starts)
+        counts = np.diff(np.append(starts, len(window)))
+        # Of equal peaks in a window, the first.
+        hits = np.flatnonzero(size == np.repeat(peaks, counts))
+        first = hits[np.searchsorted(hits, starts)]
+        fired = window[starts].astype(np.int64)
+        mine = np.sign(values[inside][first]) == pole
+        return cls(pole, positions, values, fired, fired[mine], peaks[mine], place[first][mine])
+
+    def max_within(self, start: NDArray[np.int64], end: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Largest magnitude of either pole in each stretch `[start, end)` of positions; each has to hold one."""
+        edges = np.stack([np.searchsorted(self.positions, start), np.searchsorted(self.positions, end)], axis=1)
+        size = np.append(np.abs(self.values), np.float32(0))
+        most: NDArray[np.float32] = np.maximum.reduceat(size, edges.reshape(-1))[::2]
+        return most
+
+    def within(self, start: NDArray[np.int64], length: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Activations at every position of some windows, one after another, `[sum of lengths]`.
+
+        What the other pole does there is left out.
+        """
+        ends = np.cumsum(length)
+        out = np.zeros(int(ends[-1]) if len(ends) else 0, dtype=np.float32)
+        low, high = np.searchsorted(self.positions, start), np.searchsorted(self.positions, start + length)
+        counts = high - low
+        index = np.repeat(low - np.cumsum(counts) + counts, counts) + np.arange(int(counts.sum()))
+        value = self.values[index]
+        place = self.positions[index] + np.repeat(ends - length - start, counts)
+        mine = np.sign(value) == self.pole
+        out[place[mine]] = value[mine]
+        return out

@@ -1,0 +1,165 @@
+"""Where windows come from in which a latent does not fire: at random, or hard to tell from those in which it does.
+
+A source yields candidate windows for one latent and one side, best first. The sampler takes from it,
+passing over windows in which the latent fires, duplicates, and what it has taken already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autointerp.sampling.grid import WindowGrid
+from autointerp.seeds import generator
+from autointerp.store.reader import LatentStore
+
+SIDES = ("explain", "score")
+PEAK_TOKENS = 20
+"""Tokens at a latent's peaks that are looked for elsewhere."""
+NEIGHBOURS = 10
+"""Neighbouring latents whose windows are taken, in turn."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fired:
+    """One latent: the windows in which it fires (ascending), and the tokens at their peaks."""
+
+    latent: int
+    windows: NDArray[np.int64]
+    peak_tokens: NDArray[np.int32]
+    shown: NDArray[np.int64]
+    """Windows it is explained from."""
+
+
+class Source(Protocol):
+    def candidates(self, fired: Fired, side: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
+        """Windows in chunks, best first. They may hold windows of the other side, and those in which it fires."""
+
+
+class RandomWindows:
+    """Any window of the side. To explain, all latents are set against the same ones, which an encoder then reads once.
+
+    Scores keep windows of their own: shared ones would tie the errors of latents together.
+    """
+
+    def __init__(self, grid: WindowGrid, seed: int) -> None:
+        self.sides = [grid.side(side) for side in range(len(SIDES))]
+        self.background = generator(seed, "background").permutation(self.sides[0])
+
+    def candidates(self, fired: Fired, side: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
+        pool = self.sides[side]
+        if side == 0:
+            for begin in range(0, len(pool), 1024):
+                yield self.background[begin : begin + 1024]
+        elif len(pool):
+            # A full permutation of millions of windows is rarely needed: most draws of a few hit nothing twice.
+            for _ in range(4):
+                yield pool[rng.integers(0, len(pool), size=512)]
+            yield rng.permutation(pool)
+
+
+class SameToken:
+    """Windows with a token at which the latent peaks elsewhere, each token as often as it is at a peak."""
+
+    def __init__(self, store: LatentStore, grid: WindowGrid) -> None:
+        inside = np.flatnonzero(grid.window_of >= 0)
+        tokens = np.asarray(store.tokens).reshape(-1)[inside]
+        order = np.argsort(tokens, kind="stable")
+        self.windows = grid.window_of[inside[order]]
+        self.edges = np.searchsorted(tokens[order], np.arange(int(tokens.max(initial=0)) + 2))
+
+    def candidates(self, fired: Fired, side: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
+        tokens, counts = np.unique(fired.peak_tokens, return_counts=True)
+        common = np.argsort(-counts, kind="stable")[:PEAK_TOKENS]
+        pools = [rng.permutation(np.unique(self.windows[self.edges[t] : self.edges[t + 1]])) for t in tokens[common]]
+        yield _in_turn(pools, counts[common].astype(np.float64))
+
+
+class OfNeighbours:
+    """Windows in which neighbouring latents fire, from each of the nearest in turn."""
+
+    def __init__(self, store: LatentStore, grid: WindowGrid, near: Callable[[int], NDArray[np.int64]]) -> None:
+        self.store, self.grid, self.near = store, grid, near
+
+    def candidates(self, fired: Fired, side: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
+        pools = []
+        for latent in self.near(fired.latent)[:NEIGHBOURS].tolist():
+            windows = np.unique(self.grid.window_of[self.store.of(latent)[0]])
+            windows = windows[windows >= 0]
+            pools.append(rng.permutation(windows[(self.grid.split[windows] == side)]))
+        yield _in_turn(pools, np.ones(len(pools)))
+
+
+class Embedded:
+    """Windows that a sentence encoder puts nearest to what the latent is explained from, out of a pool for all latents.
+
+    The search is exact: one product of the pool with the mean of the latent's windows.
+    """
+
+    QUERIES = 8
+
+    def __init__(
+        self, grid: WindowGrid, seed: int, pool: int, embed: Callable[[NDArray[np.int64]], NDArray[np.float32]]
+    ) -> None:
+        self.embed = embed
+        self.pools = [
+            np.sort(generator(seed, "embedding pool", side).permutation(grid.side(i))[:pool])
+            for i, side in enumerate(SIDES)
+        ]
+
+    @cached_property
+    def vectors(self) -> list[NDArray[np.float32]]:
+        return [self.embed(pool) for pool in self.pools]
+
+    def candidates(self, fired: Fired, side: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
+        if len(fired.shown) and len(self.pools[side]):
+            spread = np.linspace(0, len(fired.shown) - 1, min(self.QUERIES, len(fired.shown))).round().astype(int)
+            query = self.embed(fired.shown[spread]).mean(axis=0)
+            yield self.pools[side][np.argsort(-(self.vectors[side] @ query), kind="stable")]
+
+
+def _in_turn(pools: list[NDArray[np.int64]], weights: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Members of all pools, such that the first n hold of each pool about its share of the weights."""
+    if not pools:
+        return np.empty(0, dtype=np.int64)
+    turn = np.concatenate([(np.arange(len(pool)) + 0.5) / w for pool, w in zip(pools, weights, strict=True)])
+    mixed: NDArray[np.int64] = np.concatenate(pools)[np.argsort(turn, kind="stable")].astype(np.int64)
+    return mixed
+
+
+class Taker:
+    """Takes windows for one latent, none twice and none in which it fires."""
+
+    def __init__(self, grid: WindowGrid, fired: NDArray[np.int64]) -> None:
+        self.grid, self.barred = grid, fired
+
+    def bar(self, windows: NDArray[np.int64]) -> None:
+        """These may not be taken either."""
+        self.barred = np.union1d(self.barred, windows)
+
+    def take(self, chunks: Iterator[NDArray[np.int64]], side: int, n: int) -> NDArray[np.int64]:
+        """The first `n` windows that may be taken, in the order they come."""
+        taken: list[NDArray[np.int64]] = []
+        left = n
+        while left > 0 and (chunk := next(chunks, None)) is not None:
+            fits = chunk[(self.grid.split[chunk] == side) & ~self.grid.duplicate[chunk]]
+            fits = fits[~_within(self.barred, fits)]
+            _, first = np.unique(fits, return_index=True)
+            some = fits[np.sort(first)][:left]
+            self.barred = np.sort(np.concatenate([self.barred, some]))
+            taken.append(some)
+            left -= len(some)
+        return np.concatenate(taken) if taken else np.empty(0, dtype=np.int64)
+
+
+def _within(ordered: NDArray[np.int64], values: NDArray[np.int64]) -> NDArray[np.bool_]:
+    if not len(ordered):
+        return np.zeros(len(values), dtype=np.bool_)
+    place = np.searchsorted(ordered, values).clip(max=len(ordered) - 1)
+    found: NDArray[np.bool_] = ordered[place] == values
+    return found
