@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -65,6 +66,19 @@ class Figures:
         if missed:
             print(f"missed: {', '.join(missed)}")
         sys.exit(1 if arguments.check and missed else 0)
+
+
+def peak_memory() -> float:
+    """Largest resident memory of this process so far, in MB. Unlike `ru_maxrss`, it forgets the parent's."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
+
+
+def in_process(script: str, *arguments: object) -> dict[str, float]:
+    """Run a benchmark again in a process of its own, for one measurement; its last line of output is JSON."""
+    done = subprocess.run([sys.executable, script, *map(str, arguments)], stdout=subprocess.PIPE, text=True, check=True)
+    found: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
 
 
 def parser(description: str) -> argparse.ArgumentParser:

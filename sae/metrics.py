@@ -21,7 +21,7 @@ DENSE = 0.1
 @torch.no_grad()
 def token_sums(model: SparseAutoencoder, x: Tensor, y: Tensor | None = None) -> tuple[dict[str, Tensor], Tensor]:
     """Sums over activations `[N, D]` (and targets `[N, O]`, by default `x`), float64; and firings, int64 [F]."""
-    x = x.to(model.W_dec.device)
+    x = x.to(model.b_dec.device)
     codes = model.encode(x)
     recon = (model(x) if model.config.skip else model.decode(codes)).double().cpu()
     exact = (x if y is None else y).double().cpu()

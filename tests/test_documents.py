@@ -104,10 +104,10 @@ def test_make_targets_exist() -> None:
 
 def test_every_verb_is_in_the_table(cli: Callable[..., Any]) -> None:
     from autointerp.cli import commands as registered
-    from autointerp.cli import training
+    from autointerp.cli import collecting, training
     from autointerp.cli._main import app
 
-    assert registered and training
+    assert registered and training and collecting
     verbs = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
     table = re.findall(r"^\| `autointerp (\w+)", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
     assert set(table) == verbs
@@ -144,6 +144,26 @@ def test_the_training_page(place: Path, cli: Callable[..., Any]) -> None:
     ended = cli(*said[1][1:], *small, "--limit", "2", "--tokens", "20000")
     assert ended.code == 0, ended.err
     assert (place / "results" / "explained" / "explanations.parquet").is_file()
+
+
+def test_the_collecting_page(place: Path, cli: Callable[..., Any]) -> None:
+    said = commands(ROOT / "docs" / "collecting.md", "autointerp")
+    assert [command[1] for command in said] == ["collect"] * 4 + ["explain", "doctor"] + ["collect"] * 2
+    for words in said:
+        # The planted corpus and model are smaller than what the defaults are made for; a shell would expand the star.
+        small = ["--context-length", "64"] if words[1] != "doctor" else []
+        expanded = [str(next(place.glob(word))) if "*" in word else word for word in words[1:]]
+        ended = cli(*expanded, *small)
+        assert ended.code == 0, f"{words}: {ended.err} {ended.out}"
+    stores = sorted(path.parent.name for path in (place / "results").glob("*/store/*/*/manifest.json"))
+    assert len(stores) == 2  # the two shards, which the next command reads as one
+    explained = cli("explain", "--sae", "path/to/sae", "--dataset", "text.jsonl", "--tokens", "20000", *small_context(),
+                    "--explainer", "tokens", "--limit", "2", "--out", "results/sharded")  # fmt: skip
+    assert explained.code == 0, explained.err
+
+
+def small_context() -> list[str]:
+    return ["--context-length", "64"]
 
 
 def test_every_architecture_is_on_the_training_page() -> None:

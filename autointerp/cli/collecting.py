@@ -60,7 +60,7 @@ def collect(
         session.check()
     first.run.open(fresh=fresh)
     folders = collect_stage(sessions, share)
-    first.run.merge()
+    first.run.merge(["usage"])
     for session, folder in zip(sessions, folders, strict=True):
         if share.whole:
             store = LatentStore.open(session.store_folder)

@@ -41,6 +41,9 @@ def train(
     stream: Annotated[bool | None, typer.Option("--stream", help="Cache no activations; mix them in memory.")] = None,
     cache: Annotated[str | None, typer.Option(help="Folder of cached activations, kept for other runs.")] = None,
     track: Annotated[str | None, typer.Option(help="Also send metrics to wandb or trackio.")] = None,
+    null: Annotated[
+        str | None, typer.Option(help="random_model: train on a model of the same shape whose weights are random.")
+    ] = None,
     out: options.Out = None, seed: options.Seed = None, device: options.Device = None, dtype: options.Dtype = None,
     config: options.Config = None, sets: options.Set = None, fresh: options.Fresh = False,
     quiet: options.Quiet = False, plain: options.Plain = False,
@@ -60,7 +63,8 @@ def train(
         "train.k": _numbers("--k", k), "train.seeds": _numbers("--seeds", seeds), "train.target": target,
         "data.dataset": dataset, "data.text_column": text_column, "data.mode": mode, "data.tokens": tokens,
         "data.context_length": context_length, "train.epochs": epochs, "train.batch_size": batch_size,
-        "train.lr": lr, "train.stream": stream, "train.cache": cache, "train.track": track, "out": out, "seed": seed,
+        "train.lr": lr, "train.stream": stream, "train.cache": cache, "train.track": track, "null": null, "out": out,
+        "seed": seed,
         "subject.device": device, "subject.dtype": dtype,
     }  # fmt: skip
     from autointerp.config import resolve
@@ -76,6 +80,7 @@ def train(
 
 def _train(settings: RunSettings, *, fresh: bool, quiet: bool, plain: bool) -> None:
     import sae
+    from autointerp.pipeline.dictionary import RANDOM_MODEL, RANDOM_SAE
     from autointerp.pipeline.grid import grid
     from autointerp.pipeline.job import Job
     from autointerp.pipeline.metrics import metric_rows, write_metrics
@@ -84,6 +89,7 @@ def _train(settings: RunSettings, *, fresh: bool, quiet: bool, plain: bool) -> N
     from autointerp.pipeline.train import recorded
     from autointerp.pipeline.train import train as train_stage
     from autointerp.progress import Reporter
+    from autointerp.seeds import derive
     from autointerp.subject.load import load_subject
     from sae.world import World
 
@@ -91,6 +97,8 @@ def _train(settings: RunSettings, *, fresh: bool, quiet: bool, plain: bool) -> N
         raise UserError("no subject model: name one with --model (a folder or a hub id)")
     if settings.data.dataset is None:
         raise UserError("no text: name some with --dataset (a .txt, .jsonl or .parquet file, a hub id, or docstrings)")
+    if settings.null == RANDOM_SAE:
+        raise UserError("a random SAE is one that is not trained: give --null random_sae to collect or explain")
     world = World.join(settings.subject.device)
     reporter = Reporter(plain=plain, quiet=quiet or not world.leads)
     reporter.say(f"loading {settings.subject.model}")
@@ -99,6 +107,7 @@ def _train(settings: RunSettings, *, fresh: bool, quiet: bool, plain: bool) -> N
         settings.subject.model,
         device=f"cuda:{world.local_rank}" if device == "cuda" and world.size > 1 else device,
         dtype=settings.subject.dtype,
+        random_seed=derive(settings.seed, RANDOM_MODEL) if settings.null == RANDOM_MODEL else None,
     )
     hookpoints = settings.train.hookpoints or ((settings.subject.hookpoint,) if settings.subject.hookpoint else ())
     cases = grid(subject, settings.train, hookpoints)

@@ -59,7 +59,7 @@ def _collect(session: Session, targets: Sequence[Target], shard: Shard, skip: in
             subject, targets, blocks, shard=shard, batch_tokens=session.data.batch_tokens, on_tokens=stage.update,
             say=reporter.say,
         )  # fmt: skip
-    session.book("collect", subject.label, blocks.n_counted, began)
+    session.book("collect", blocks.n_counted, began, shard)
 
 
 def _agree(sessions: Sequence[Session]) -> None:

@@ -55,7 +55,10 @@ def neurons(k: int, settings: RunSettings, subject: Callable[[], SubjectModel]) 
     hookpoint = neurons_at(subject().model, wanted.hookpoint)
     width = width_at(subject(), hookpoint)
     metadata = SAEMetadata(model=wanted.model, hookpoint=hookpoint)
-    made: SparseAutoencoder = member(SAES, "neurons").create({"d_in": width, "n_latents": width, "k": k}, metadata)
+    try:
+        made: SparseAutoencoder = member(SAES, "neurons").create({"d_in": width, "n_latents": width, "k": k}, metadata)
+    except sae_package.SAEError as error:
+        raise UserError(f"neurons:{k} cannot be: {error}") from error
     return made
 
 

@@ -95,7 +95,7 @@ def _rows(
 ) -> Rows:
     latent = record.latent
     proposal: Proposal = finished.result
-    about = {"run_id": session.run.run_id, "sae_id": session.sae_id, "latent": latent}
+    about = {"run_id": session.run.run_id, "sae_id": session.sae_id, "latent": latent, "pole": record.pole}
     explanation = {
         **about,
         "explanation_id": fingerprint([session.sae_id, latent, explainer, model, proposal.text]),

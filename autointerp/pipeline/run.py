@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,10 +90,10 @@ class Run:
     def rows(self, stage: str, table: str) -> pd.DataFrame:
         return Ledger(self.folder, stage).rows(table, self.selected(stage))
 
-    def merge(self) -> None:
+    def merge(self, tables: Sequence[str] = FROM_LEDGERS) -> None:
         """Write the final tables of everything selected so far."""
         stages = sorted(path.stem for path in (self.folder / "selected").glob("*.json"))
-        for table in FROM_LEDGERS:
+        for table in tables:
             frames = [frame for stage in stages if len(frame := self.rows(stage, table))]
             frame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
             if table == "usage" and len(frame):

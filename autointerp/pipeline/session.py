@@ -24,6 +24,7 @@ from autointerp.pipeline.run import Run
 from autointerp.progress import Reporter
 from autointerp.sampling.sampler import Sampler
 from autointerp.seeds import derive
+from autointerp.shards import WHOLE, Shard
 from autointerp.store import layout
 from autointerp.store.reader import LatentStore
 from autointerp.subject.hookpoints import layer_of, resolve
@@ -100,7 +101,7 @@ class Session:
 
     @property
     def random_seed(self) -> int | None:
-        """Seed of a model with random weights: of the one the SAE was trained on, or the run's. None: a trained model."""
+        """Seed of a model with random weights: of the one the SAE was trained on, or the run's; None: a trained one."""
         # Neurons cannot be asked: they are known only once the model is.
         spec = self.sae_spec or self.settings.sae or ""
         recorded = None if is_neurons(spec) else self.sae.metadata.extra.get("random_model_seed")
@@ -235,16 +236,17 @@ class Session:
             "l0": self.store.l0,
         }
 
-    def book(self, stage: str, model: str, tokens: int, began: float) -> None:
-        """Note the tokens and seconds of a stage that asks no client anything."""
-        ledger, key = Ledger(self.run.folder, stage), work_key(stage, model=model, tokens=tokens)
+    def book(self, stage: str, tokens: int, began: float, shard: Shard = WHOLE) -> None:
+        """Note the tokens and seconds of a stage that asks no client anything; shards add up."""
+        name, model = stage if shard.whole else f"{stage}-{shard.index}-of-{shard.count}", self.subject.label
+        ledger, key = Ledger(self.run.folder, name), work_key(name, model=model, tokens=tokens)
         row = {
             "run_id": self.run.run_id, "stage": stage, "model": model, "calls": 0, "cached_calls": 0,
             "prompt_tokens": tokens, "completion_tokens": 0, "price": 0.0, "seconds": time.perf_counter() - began,
         }  # fmt: skip
         ledger.record(key, {"usage": [row]})
         ledger.flush()
-        self.run.select(stage, [key])
+        self.run.select(name, [key])
 
 
 def _dataset_sha(name: str) -> str | None:

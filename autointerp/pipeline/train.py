@@ -139,7 +139,13 @@ def _learner(subject: SubjectModel, case: Case, job: Job, source: Source, blocks
         context_length=data.context_length,
         skip_first=data.skip_first,
         seed=case.seed,
-        extra={"n_documents": blocks.n_documents, "corpus_seed": job.seed, "mode": data.mode},
+        extra={
+            "n_documents": blocks.n_documents,
+            "corpus_seed": job.seed,
+            "mode": data.mode,
+            # Later stages then read this SAE on the same random model.
+            **({"random_model_seed": subject.random_seed} if subject.null else {}),
+        },
     )
     config = LearnConfig(
         batch_size=settings.batch_size, lr=settings.lr, warmup_steps=settings.warmup_steps,

@@ -1,6 +1,7 @@
 """In which order a latent's activating windows are taken, by the strength of their peaks.
 
-Every way returns an order of all of them, best first, so that whoever takes from it can pass over some.
+Windows come weakest first, so that a window's index is its rank. Every way returns an order of all of them,
+best first: whoever takes from it can pass over some.
 """
 
 from __future__ import annotations
@@ -11,33 +12,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 Peaks = NDArray[np.float32]
+"""Ascending, [w]."""
 Order = NDArray[np.int64]
 
 TOP_SHARE = 0.2
 """Share of `mixed` windows that are the strongest ones (Paulo et al. 2024, their mix)."""
 
 
-def slices(peaks: Peaks, quantiles: int) -> NDArray[np.int64]:
-    """The slice of the order of strengths that each peak lies in, 0 the weakest."""
-    slice_of = np.empty(len(peaks), dtype=np.int64)
-    slice_of[np.argsort(peaks, kind="stable")] = np.arange(len(peaks)) * quantiles // max(1, len(peaks))
-    return slice_of
+def slices(n: int, quantiles: int) -> NDArray[np.int64]:
+    """The slice of the order of strengths that each of `n` windows lies in, 0 the weakest."""
+    return np.arange(n) * quantiles // max(1, n)
 
 
 def evenly(peaks: Peaks, n: int, quantiles: int, rng: np.random.Generator) -> Order:
-    """Round-robin over the slices, at random within each; slices that run out are made up for from the others."""
-    slice_of = slices(peaks, quantiles)
-    shuffled = rng.permutation(len(peaks))
-    shuffled = shuffled[np.argsort(slice_of[shuffled], kind="stable")]
-    counts = np.bincount(slice_of, minlength=quantiles)
-    nth = np.arange(len(peaks)) - np.repeat(np.cumsum(counts) - counts, counts)
-    order: Order = shuffled[np.argsort(nth, kind="stable")]
-    return order
+    """Round-robin over the slices, at random within each; slices that run out are made up for from the others.
+
+    The slices take their turns in a random order: where `n` is no multiple of them, no strength is favoured.
+    """
+    slice_of = slices(len(peaks), quantiles)
+    sizes = np.bincount(slice_of, minlength=quantiles)
+    shuffled: Order = np.argsort(slice_of + rng.random(len(peaks)))
+    nth = np.arange(len(peaks)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return shuffled[np.argsort(nth * quantiles + rng.permutation(quantiles)[slice_of])]
 
 
 def strongest(peaks: Peaks, n: int, quantiles: int, rng: np.random.Generator) -> Order:
     """The largest peaks first."""
-    return np.argsort(-peaks, kind="stable")
+    return np.arange(len(peaks))[::-1]
 
 
 def uniform(peaks: Peaks, n: int, quantiles: int, rng: np.random.Generator) -> Order:
@@ -53,9 +54,8 @@ def weighted(peaks: Peaks, n: int, quantiles: int, rng: np.random.Generator) -> 
 
 def mixed(peaks: Peaks, n: int, quantiles: int, rng: np.random.Generator) -> Order:
     """A fifth of the `n` from the top, the rest evenly over the slices of what is left."""
-    ranked = strongest(peaks, n, quantiles, rng)
-    top, rest = ranked[: round(TOP_SHARE * n)], np.sort(ranked[round(TOP_SHARE * n) :])
-    return np.concatenate([top, rest[evenly(peaks[rest], n, quantiles, rng)]])
+    left = max(0, len(peaks) - round(TOP_SHARE * n))
+    return np.concatenate([np.arange(left, len(peaks))[::-1], evenly(peaks[:left], n, quantiles, rng)])
 
 
 ORDERS: dict[str, Callable[[Peaks, int, int, np.random.Generator], Order]] = {

@@ -29,21 +29,15 @@ class Firing:
 
     @classmethod
     def of(cls, grid: WindowGrid, positions: NDArray[np.int64], values: NDArray[np.float32], pole: int) -> Firing:
-        at = grid.window_of[positions]
-        inside = at >= 0
-        window, place, size = at[inside], positions[inside], np.abs(values[inside])
-        nothing = np.empty(0, dtype=np.int64)
-        if not len(window):
-            return cls(pole, positions, values, nothing, nothing, np.empty(0, np.float32), nothing)
-        starts = np.flatnonzero(np.diff(window, prepend=-1))
-        peaks = np.maximum.reduceat(size, starts)
-        counts = np.diff(np.append(starts, len(window)))
-        # Of equal peaks in a window, the first.
-        hits = np.flatnonzero(size == np.repeat(peaks, counts))
-        first = hits[np.searchsorted(hits, starts)]
+        window = grid.window_of[positions]
+        inside = np.flatnonzero(window >= 0)
+        window, size = window[inside], np.abs(values[inside])
+        starts = runs(window)
+        first = largest(size, starts)
+        at = inside[first]
         fired = window[starts].astype(np.int64)
-        mine = np.sign(values[inside][first]) == pole
-        return cls(pole, positions, values, fired, fired[mine], peaks[mine], place[first][mine])
+        mine = values[at] * pole > 0
+        return cls(pole, positions, values, fired, fired[mine], size[first[mine]], positions[at[mine]])
 
     def max_within(self, start: NDArray[np.int64], end: NDArray[np.int64]) -> NDArray[np.float32]:
         """Largest magnitude of either pole in each stretch `[start, end)` of positions; each has to hold one."""
@@ -64,6 +58,23 @@ class Firing:
         index = np.repeat(low - np.cumsum(counts) + counts, counts) + np.arange(int(counts.sum()))
         value = self.values[index]
         place = self.positions[index] + np.repeat(ends - length - start, counts)
-        mine = np.sign(value) == self.pole
+        mine = value * self.pole > 0
         out[place[mine]] = value[mine]
         return out
+
+
+def runs(labels: NDArray[np.integer]) -> NDArray[np.int64]:
+    """Where a label differs from the one before it, `[runs]`; the first always does."""
+    new = np.ones(len(labels), dtype=np.bool_)
+    np.not_equal(labels[1:], labels[:-1], out=new[1:])
+    return np.flatnonzero(new)
+
+
+def largest(size: NDArray[np.float32], starts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Index of the largest `size` of each run, `[runs]`; of equal ones, the first."""
+    if not len(starts):
+        return np.empty(0, dtype=np.int64)
+    counts = np.diff(np.append(starts, len(size)))
+    hits = np.flatnonzero(size == np.repeat(np.maximum.reduceat(size, starts), counts))
+    first: NDArray[np.int64] = hits[np.searchsorted(hits, starts)]
+    return first

@@ -21,24 +21,30 @@ from autointerp.store.reader import LatentStore
 SIDES = ("explain", "score")
 PEAK_TOKENS = 20
 """Tokens at a latent's peaks that are looked for elsewhere."""
+OCCURRENCES = 2048
+"""Places of such a token that are looked at, unless they do not give enough."""
 NEIGHBOURS = 10
 """Neighbouring latents whose windows are taken, in turn."""
+
+Windows = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
 class Fired:
-    """One latent: the windows in which it fires (ascending), and the tokens at their peaks."""
+    """What a source may know of a latent."""
 
     latent: int
-    windows: NDArray[np.int64]
     peak_tokens: NDArray[np.int32]
-    shown: NDArray[np.int64]
+    """The token at the peak of each window in which it fires."""
+    shown: Windows
     """Windows it is explained from."""
+    free: Callable[[Windows], Windows]
+    """Which of some windows may be taken."""
 
 
 class Source(Protocol):
-    def candidates(self, fired: Fired, side: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
-        """Windows in chunks, best first. They may hold windows of the other side, and those in which it fires."""
+    def candidates(self, fired: Fired, side: int, rng: np.random.Generator) -> Iterator[Windows]:
+        """Windows in chunks, best first. They may hold windows that are not free, and some twice."""
 
 
 class RandomWindows:
@@ -51,7 +57,7 @@ class RandomWindows:
         self.sides = [grid.side(side) for side in range(len(SIDES))]
         self.background = generator(seed, "background").permutation(self.sides[0])
 
-    def candidates(self, fired: Fired, side: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
+    def candidates(self, fired: Fired, side: int, rng: np.random.Generator) -> Iterator[Windows]:
         pool = self.sides[side]
         if side == 0:
             for begin in range(0, len(pool), 1024):
@@ -73,11 +79,15 @@ class SameToken:
         self.windows = grid.window_of[inside[order]]
         self.edges = np.searchsorted(tokens[order], np.arange(int(tokens.max(initial=0)) + 2))
 
-    def candidates(self, fired: Fired, side: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
+    def candidates(self, fired: Fired, side: int, rng: np.random.Generator) -> Iterator[Windows]:
         tokens, counts = np.unique(fired.peak_tokens, return_counts=True)
         common = np.argsort(-counts, kind="stable")[:PEAK_TOKENS]
-        pools = [rng.permutation(np.unique(self.windows[self.edges[t] : self.edges[t + 1]])) for t in tokens[common]]
-        yield _in_turn(pools, counts[common].astype(np.float64))
+        places = [self.windows[self.edges[t] : self.edges[t + 1]] for t in tokens[common].tolist()]
+        # A few windows are wanted of what may be millions.
+        some = [rng.choice(p, OCCURRENCES, replace=False) if len(p) > OCCURRENCES else p for p in places]
+        for pools in (some, places):
+            silent = [rng.permutation(fired.free(np.unique(pool).astype(np.int64))) for pool in pools]
+            yield _in_turn(silent, counts[common].astype(np.float64))
 
 
 class OfNeighbours:
@@ -86,12 +96,11 @@ class OfNeighbours:
     def __init__(self, store: LatentStore, grid: WindowGrid, near: Callable[[int], NDArray[np.int64]]) -> None:
         self.store, self.grid, self.near = store, grid, near
 
-    def candidates(self, fired: Fired, side: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
+    def candidates(self, fired: Fired, side: int, rng: np.random.Generator) -> Iterator[Windows]:
         pools = []
         for latent in self.near(fired.latent)[:NEIGHBOURS].tolist():
-            windows = np.unique(self.grid.window_of[self.store.of(latent)[0]])
-            windows = windows[windows >= 0]
-            pools.append(rng.permutation(windows[(self.grid.split[windows] == side)]))
+            windows = np.unique(self.grid.window_of[self.store.of(latent)[0]]).astype(np.int64)
+            pools.append(rng.permutation(fired.free(windows[windows >= 0])))
         yield _in_turn(pools, np.ones(len(pools)))
 
 
@@ -116,7 +125,7 @@ class Embedded:
     def vectors(self) -> list[NDArray[np.float32]]:
         return [self.embed(pool) for pool in self.pools]
 
-    def candidates(self, fired: Fired, side: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
+    def candidates(self, fired: Fired, side: int, rng: np.random.Generator) -> Iterator[Windows]:
         if len(fired.shown) and len(self.pools[side]):
             spread = np.linspace(0, len(fired.shown) - 1, min(self.QUERIES, len(fired.shown))).round().astype(int)
             query = self.embed(fired.shown[spread]).mean(axis=0)
@@ -135,20 +144,25 @@ def _in_turn(pools: list[NDArray[np.int64]], weights: NDArray[np.float64]) -> ND
 class Taker:
     """Takes windows for one latent, none twice and none in which it fires."""
 
-    def __init__(self, grid: WindowGrid, fired: NDArray[np.int64]) -> None:
+    def __init__(self, grid: WindowGrid, fired: Windows) -> None:
         self.grid, self.barred = grid, fired
 
-    def bar(self, windows: NDArray[np.int64]) -> None:
+    def bar(self, windows: Windows) -> None:
         """These may not be taken either."""
         self.barred = np.union1d(self.barred, windows)
 
-    def take(self, chunks: Iterator[NDArray[np.int64]], side: int, n: int) -> NDArray[np.int64]:
+    def free(self, windows: Windows, side: int) -> Windows:
+        """Those of the side that may be taken."""
+        fits = windows[(self.grid.split[windows] == side) & ~self.grid.duplicate[windows]]
+        free: Windows = fits[~_within(self.barred, fits)]
+        return free
+
+    def take(self, chunks: Iterator[Windows], side: int, n: int) -> Windows:
         """The first `n` windows that may be taken, in the order they come."""
-        taken: list[NDArray[np.int64]] = []
+        taken: list[Windows] = []
         left = n
         while left > 0 and (chunk := next(chunks, None)) is not None:
-            fits = chunk[(self.grid.split[chunk] == side) & ~self.grid.duplicate[chunk]]
-            fits = fits[~_within(self.barred, fits)]
+            fits = self.free(chunk, side)
             _, first = np.unique(fits, return_index=True)
             some = fits[np.sort(first)][:left]
             self.barred = np.sort(np.concatenate([self.barred, some]))

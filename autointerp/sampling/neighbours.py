@@ -22,6 +22,8 @@ LEAST_SHARED = 3
 """Tokens of those that a neighbour has to fire on, too: one or two are an accident."""
 ROWS = 64
 """Decoder rows that are compared with all others at once."""
+ROUNDING = 1e-5
+"""More than cosines in single precision are off by."""
 
 Neighbours = dict[int, NDArray[np.int64]]
 """Nearest first."""
@@ -71,7 +73,12 @@ def decoder(W_dec: Tensor, latents: Sequence[int], n: int) -> Neighbours:
     for some in torch.split(torch.tensor(list(latents), device=W_dec.device), ROWS):
         cosines = (W_dec[some] / norms[some, None]) @ W_dec.T / norms
         cosines[torch.arange(len(some)), some] = -1.0
-        best = cosines.topk(min(n, W_dec.shape[0]), dim=1)
-        for latent, value, index in zip(some.tolist(), best.values.cpu(), best.indices.cpu(), strict=True):
-            found[latent] = index[value > 0].numpy()
+        least = cosines.topk(min(n, W_dec.shape[0]), dim=1).values[:, -1:].clamp_min(0)
+        for latent, close in zip(some.tolist(), cosines >= least - ROUNDING, strict=True):
+            others = close.nonzero()[:, 0]
+            # A product's last bits depend on how many rows it has: rank by cosines that do not.
+            rows, own = W_dec[others].double().cpu().numpy(), W_dec[latent].double().cpu().numpy()
+            exact = (rows * own).sum(axis=1) / np.maximum(np.sqrt((rows**2).sum(axis=1)), 1e-12)
+            best = np.argsort(-exact, kind="stable")[:n]
+            found[latent] = others.cpu().numpy()[best[exact[best] > 0]]
     return found

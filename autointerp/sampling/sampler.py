@@ -7,8 +7,8 @@ A signed latent has two poles, each with windows of its own: those whose stronge
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,9 @@ from torch import Tensor
 from autointerp.config import SamplingSettings
 from autointerp.errors import UserError
 from autointerp.sampling import neighbours
+from autointerp.sampling.centred import Apart, centred
 from autointerp.sampling.choice import ORDERS, evenly, slices
-from autointerp.sampling.firing import Firing
+from autointerp.sampling.firing import Firing, largest, runs
 from autointerp.sampling.grid import EXPLAIN, SCORE, WindowGrid
 from autointerp.sampling.negatives import SIDES, Embedded, Fired, OfNeighbours, RandomWindows, SameToken, Source, Taker
 from autointerp.sampling.spans import Spans
@@ -64,21 +65,23 @@ class Sampler:
         """
         grid, n = self.grid, self.store.n_latents
         counts = np.zeros((2, n), dtype=np.int64)
-        main = np.where(self.store.poles["n_negative"] > self.store.poles["n_positive"], -1, 1)
-        signed = bool(self.store.poles["n_negative"].any())
-        for scan in self.store.scan():
+        poles = self.store.poles
+        main = np.where(poles["n_negative"] > poles["n_positive"], -1, 1)
+        signed = bool(poles["n_negative"].any())
+        for scan in self.store.scan() if len(grid.start) else ():
             window = grid.window_of[scan.positions]
-            latent = np.repeat(np.arange(len(scan.edges) - 1), np.diff(scan.edges)) + scan.first
-            usable = window >= 0
-            usable &= ~grid.duplicate[window]
+            usable = np.flatnonzero((window >= 0) & ~grid.duplicate[window])
+            latent = np.repeat(np.arange(len(scan.edges) - 1), np.diff(scan.edges))[usable] + scan.first
+            window = window[usable]
+            starts = runs(latent * len(grid.start) + window)
             if signed:
-                usable &= np.sign(scan.values) == main[latent]
-            window, latent = window[usable], latent[usable]
-            # Within a latent windows ascend, so a window is new where it differs from the one before.
-            new = (np.diff(window, prepend=-1) != 0) | (np.diff(latent, prepend=-1) != 0)
+                # A window is of the pole that its strongest activation has.
+                values = scan.values[usable]
+                peaks = values[largest(np.abs(values), starts)]
+                starts = starts[peaks * main[latent[starts]] > 0]
+            sides = grid.split[window[starts]]
             for side in (EXPLAIN, SCORE):
-                mine = latent[new & (grid.split[window] == side)]
-                counts[side] += np.bincount(mine, minlength=n)
+                counts[side] += np.bincount(latent[starts[sides == side]], minlength=n)
         poorer: NDArray[np.int64] = counts.min(axis=0)
         return poorer
 
@@ -107,13 +110,14 @@ class Sampler:
         pole = pole or self.pole_of(latent)
         positions, values = self.store.of(latent)
         firing = Firing.of(self.grid, positions, values, pole)
-        config = self.config
-        taker = Taker(self.grid, firing.fired)
-        usable = ~self.grid.duplicate[firing.windows]
-        who = (latent,) if pole == 1 else (latent, "negative")
-        explain = self._side(firing, usable, taker, EXPLAIN, who, np.empty(0, np.int64))
-        score = self._side(firing, usable, taker, SCORE, who, explain[1])
-        sides = np.bincount(self.grid.split[firing.windows[usable]], minlength=2)
+        drawing = _Drawing(
+            latent=latent,
+            who=(latent,) if pole == 1 else (latent, "negative"),
+            firing=firing,
+            side_of=np.where(self.grid.duplicate, -1, self.grid.split)[firing.windows],
+            taker=Taker(self.grid, firing.fired),
+            apart=Apart(self.spans.tokens),
+        )
         size = np.abs(values[np.sign(values) == pole])
         return LatentRecord(
             latent=latent,
@@ -122,85 +126,73 @@ class Sampler:
             n_tokens=self.store.n_tokens,
             max_activation=float(size.max()) if len(size) else 0.0,
             mean_activation=float(size.mean()) if len(size) else 0.0,
-            explain=explain[0],
-            score=score[0],
-            prompts=self._prompts(firing, who),
-            rare=int(sides.min()) < config.min_windows,
+            explain=self._side(drawing, EXPLAIN),
+            score=self._side(drawing, SCORE),
+            prompts=self._prompts(drawing),
+            rare=any(int((drawing.side_of == side).sum()) < self.config.min_windows for side in (EXPLAIN, SCORE)),
         )
 
-    def _side(
-        self, firing: Firing, usable: NDArray[np.bool_], taker: Taker, side: int, who: tuple[int | str, ...],
-        shown: NDArray[np.int64],
-    ) -> tuple[tuple[Window, ...], NDArray[np.int64]]:  # fmt: skip
-        """Windows of one side, and which of the grid's the activating ones are."""
-        config = self.config
+    def _side(self, drawing: _Drawing, side: int) -> tuple[Window, ...]:
+        """Windows of one side: the activating ones, weakest first, then those of each source."""
+        config, firing, taker = self.config, drawing.firing, drawing.taker
         explaining = side == EXPLAIN
         n = config.explain_activating if explaining else config.score_activating
         how = config.explain_from if explaining else config.score_from
         negatives = config.explain_negatives if explaining else config.score_negatives
         n_negative = config.explain_random if explaining else config.score_random
-        rng = generator(self.seed, "windows", SIDES[side], *who)
-        mine = np.flatnonzero(usable & (self.grid.split[firing.windows] == side))
-        mine, start, length = self._centred(firing, mine) if config.centred else self._fixed(firing, mine)
-        peaks = firing.peaks[mine]
-        order = ORDERS[how](peaks, n, config.quantiles, rng)
-        chosen = apart(order, start, length, n) if config.centred else order[:n]
-        chosen = chosen[np.argsort(peaks[chosen], kind="stable")]
-        quantile = slices(peaks, config.quantiles)[chosen].tolist()
-        windows = self.spans.activating(firing, start[chosen], length[chosen], quantile)
+        rng = generator(self.seed, "windows", SIDES[side], *drawing.who)
+        mine = np.flatnonzero(drawing.side_of == side)
+        mine = mine[np.argsort(firing.peaks[mine], kind="stable")]
+        if config.centred:
+            mine, start, length = centred(self.grid, firing, mine)
+        else:
+            start, length = self.grid.start[firing.windows[mine]], self.grid.length[firing.windows[mine]]
+        order = ORDERS[how](firing.peaks[mine], n, config.quantiles, rng)
+        if config.centred:
+            order = drawing.apart.take(order, start, length, firing.peak_at[mine], n)
+        chosen = np.sort(order[:n])
+        start, length = start[chosen], length[chosen]
+        quantile = slices(len(mine), config.quantiles)[chosen].tolist()
+        windows = self.spans.activating(firing, start, length, quantile)
         if config.centred:
             # Cells that a centred window reaches into are no text of their own any more.
-            touched = self.grid.window_of[np.concatenate([start[chosen], start[chosen] + length[chosen] - 1])]
-            taker.bar(touched[touched >= 0])
-        grid_windows = firing.windows[mine[chosen]]
-        shown = grid_windows if explaining else shown
-        at_peaks = self.spans.tokens[firing.peak_at]
-        fired = Fired(int(who[0]), firing.windows, at_peaks, shown)
+            taker.bar(self.grid.window_of[np.concatenate([start, start + length - 1])].astype(np.int64))
+        if explaining:
+            drawing.shown = firing.windows[mine[chosen]]
+        fired = Fired(
+            drawing.latent, self.spans.tokens[firing.peak_at], drawing.shown, lambda some: taker.free(some, side)
+        )
         for name in negatives:
-            source_rng = rng if name == "random" else generator(self.seed, name, SIDES[side], *who)
+            source_rng = rng if name == "random" else generator(self.seed, name, SIDES[side], *drawing.who)
             taken = taker.take(self._sources[name].candidates(fired, side, source_rng), side, n_negative)
             windows += self.spans.silent(self.grid.start[taken], self.grid.length[taken], kind_of(name))
-        return tuple(windows), grid_windows
+        return tuple(windows)
 
-    def _fixed(self, firing: Firing, mine: NDArray[np.int64]) -> tuple[NDArray[np.int64], ...]:
-        windows = firing.windows[mine]
-        return mine, self.grid.start[windows], self.grid.length[windows]
-
-    def _centred(self, firing: Firing, mine: NDArray[np.int64]) -> tuple[NDArray[np.int64], ...]:
-        """Windows of the same lengths with the peak in the middle, or as near as the document's ends allow.
-
-        Those that reach a stronger activation are left out: it is the centre of a window of its own.
-        """
-        windows = firing.windows[mine]
-        length = self.grid.length[windows]
-        last = self.grid.stretch_end[windows] - length
-        start = np.clip(firing.peak_at[mine] - length // 2, self.grid.stretch_start[windows], last)
-        if not len(start):
-            return mine, start, length
-        right = firing.max_within(start, start + length) <= firing.peaks[mine]
-        return mine[right], start[right], length[right]
-
-    def _prompts(self, firing: Firing, who: tuple[int | str, ...]) -> tuple[Window, ...]:
+    def _prompts(self, drawing: _Drawing) -> tuple[Window, ...]:
         """Contexts of scoring documents whose last token is the first on which the latent fires.
 
         Card of the intervention protocol (Paulo et al. 2024): stratified by activation quintile.
         """
-        positions, config, grid = firing.positions, self.config, self.grid
-        if not len(positions) or not config.prompts:
+        firing, config, grid = drawing.firing, self.config, self.grid
+        positions, n = firing.positions, config.prompts
+        if not len(firing.windows) or not n:
             return ()
         windows = grid.window_of[positions]
-        usable = (windows >= 0) & (np.sign(firing.values) == firing.pole)
+        usable = (windows >= 0) & (firing.values * firing.pole > 0)
         usable &= (grid.split[windows] == SCORE) & ~grid.duplicate[windows]
         # A context starts after the latest of: its document's (or context's) first token, the previous activation.
         previous = np.concatenate([[-1], positions[:-1]]) + 1
         start = np.maximum.reduce([grid.stretch_start[windows], previous, positions + 1 - config.prompt_tokens])
-        found = np.flatnonzero(usable & (positions + 1 - start >= config.shortest))
+        length = positions + 1 - start
+        found = np.flatnonzero(usable & (length >= config.shortest))
         size = np.abs(firing.values[found])
-        chosen = evenly(size, config.prompts, 5, generator(self.seed, "prompts", *who))[: config.prompts]
-        chosen = chosen[np.argsort(size[chosen], kind="stable")]
-        quantile = slices(size, 5)[chosen].tolist()
-        at = found[chosen]
-        return tuple(self.spans.activating(firing, start[at], positions[at] + 1 - start[at], quantile))
+        by_size = np.argsort(size, kind="stable")
+        found, size = found[by_size], size[by_size]
+        start, length = start[found], length[found]
+        order = evenly(size, n, QUINTILES, generator(self.seed, "prompts", *drawing.who))
+        chosen = np.sort(Apart(self.spans.tokens).take(order, start, length, positions[found], n))
+        quantile = slices(len(found), QUINTILES)[chosen].tolist()
+        return tuple(self.spans.activating(firing, start[chosen], length[chosen], quantile))
 
     def embed_windows(self, windows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Vectors of the texts of some of the grid's windows."""
@@ -219,6 +211,24 @@ class Sampler:
 
 N_NEAR = 20
 """Neighbours that are found for each latent."""
+QUINTILES = 5
+"""Slices of strength that contexts of the intervention scorer are drawn from evenly."""
+
+
+@dataclass(slots=True)
+class _Drawing:
+    """The record of one pole of one latent, in the making."""
+
+    latent: int
+    who: tuple[int | str, ...]
+    firing: Firing
+    side_of: NDArray[np.int8]
+    """Side of each of its windows, -1 for those that repeat another's text, [w]."""
+    taker: Taker
+    apart: Apart
+    shown: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    """Windows of the grid that it is explained from."""
+
 
 NEAR: dict[str, Callable[[Sampler, Sequence[int]], neighbours.Neighbours]] = {
     "cofiring": Sampler._cofiring_neighbours,
@@ -238,24 +248,6 @@ SOURCES: dict[str, Callable[[Sampler], Any]] = {
 def kind_of(source: str) -> str:
     """The `kind` of windows from a source: `random` or `hard:<source>`."""
     return RANDOM if source == "random" else f"{HARD}{source}"
-
-
-def apart(order: NDArray[np.int64], start: NDArray[np.int64], length: NDArray[np.int64], n: int) -> NDArray[np.int64]:
-    """The first `n` of `order` whose stretches do not overlap."""
-    taken: list[int] = []
-    begins: list[int] = []
-    ends: list[int] = []
-    for index in order.tolist():
-        if len(taken) == n:
-            break
-        begin, end = int(start[index]), int(start[index] + length[index])
-        place = bisect_left(begins, begin)
-        if (place and ends[place - 1] > begin) or (place < len(begins) and begins[place] < end):
-            continue
-        begins.insert(place, begin)
-        ends.insert(place, end)
-        taken.append(index)
-    return np.array(taken, dtype=np.int64)
 
 
 def derangement(latents: list[int], seed: int) -> dict[int, int]:

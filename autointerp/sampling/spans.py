@@ -23,6 +23,9 @@ class Spans:
         self.tokens = np.asarray(store.tokens).reshape(-1)
         self._documents = np.asarray(store.documents).reshape(-1)
         self._silence: dict[int, tuple[float, ...]] = {}
+        # By token id, each decoded when it is first met: an array, as latents' windows hold billions of tokens.
+        self._pieces = np.empty(int(self.tokens.max(initial=0)) + 1, dtype=object)
+        self._known = np.zeros(len(self._pieces), dtype=np.bool_)
 
     def activating(self, firing: Firing, start: Ints, length: Ints, quantile: Sequence[int]) -> list[Window]:
         """Windows with the activations of one pole of a latent."""
@@ -52,8 +55,8 @@ class Spans:
             return
         ends = np.cumsum(length)
         index = np.repeat(start - ends + length, length) + np.arange(int(ends[-1]))
-        tokens = self.tokens[index].tolist()
-        pieces = self.subject.pieces_alone(tokens)
+        ids = self.tokens[index]
+        tokens, pieces = ids.tolist(), self._pieces_of(ids)
         documents = self._documents[start].tolist()
         begin = 0
         for at, document, end in zip(start.tolist(), documents, ends.tolist(), strict=True):
@@ -64,6 +67,15 @@ class Spans:
                 text = "".join(words)
             yield at, document, mine, words, text
             begin = end
+
+    def _pieces_of(self, ids: NDArray[np.int32]) -> list[str]:
+        new = ids[~self._known[ids]]
+        if len(new):
+            new = np.unique(new)
+            self._pieces[new] = self.subject.pieces_alone(new.tolist())
+            self._known[new] = True
+        pieces: list[str] = self._pieces[ids].tolist()
+        return pieces
 
     def _zeros(self, n: int) -> tuple[float, ...]:
         if n not in self._silence:

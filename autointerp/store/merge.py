@@ -7,9 +7,8 @@ its activations. Disk is read and written from front to back.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,10 +55,11 @@ def merge(
         for r, (low, high) in enumerate(zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)):
             slices = [(part, *edges[i, r : r + 2].tolist()) for i, part in enumerate(parts)]
             filled = [piece for piece in slices if piece[1] < piece[2]]
-            placed = _one_latent(filled) if high == low + 1 else iter([_in_order(filled, indptr, low, high)])
-            for some_positions, some_values in placed:
-                positions.append(some_positions)
-                values.append(some_values)
+            # Appended in there, so that a range is gone from memory before the next one is made.
+            if high == low + 1:
+                _append_latent(filled, positions, values)
+            else:
+                _append_range(filled, indptr, low, high, positions, values)
             if on_entries:
                 on_entries(int(indptr[high]), total)
     return total
@@ -76,12 +76,16 @@ def ranges(indptr: NDArray[np.int64], most: int) -> NDArray[np.int64]:
     return np.array(bounds, dtype=np.int64)
 
 
-def _in_order(
-    slices: Sequence[tuple[Part, int, int]], indptr: NDArray[np.int64], low: int, high: int
-) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Positions and values of latents `low` to `high`, by latent and then by position."""
+Slice = tuple[Part, int, int]
+"""Some entries of a part, from the second to the third number."""
+
+
+def _append_range(
+    slices: Sequence[Slice], indptr: NDArray[np.int64], low: int, high: int, positions: ArrayWriter, values: ArrayWriter
+) -> None:
+    """Latents `low` to `high`, by latent and then by position."""
     begin, size = int(indptr[low]), int(indptr[high] - indptr[low])
-    positions, values = np.empty(size, dtype="<u4"), np.empty(size, dtype="<f4")
+    at, what = np.empty(size, dtype="<u4"), np.empty(size, dtype="<f4")
     cursor = indptr[low:high] - begin
     for part, first, end in slices:
         latents = part.read("latents", first, end).astype(np.int64) - low
@@ -89,12 +93,15 @@ def _in_order(
         # The i-th entry of a latent in this part goes i places behind the latent's last one so far.
         place = (cursor - (np.cumsum(here) - here))[latents]
         place += np.arange(end - first)
-        positions[place] = part.read("positions", first, end)
-        values[place] = part.read("values", first, end)
+        at[place] = part.read("positions", first, end)
+        what[place] = part.read("values", first, end)
         cursor += here
-    return positions, values
+    positions.append(at)
+    values.append(what)
 
 
-def _one_latent(slices: Sequence[tuple[Part, int, int]]) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+def _append_latent(slices: Sequence[Slice], positions: ArrayWriter, values: ArrayWriter) -> None:
+    """A single latent, which may be larger than the budget: its parts are in order already."""
     for part, first, end in slices:
-        yield part.read("positions", first, end), part.read("values", first, end)
+        positions.append(part.read("positions", first, end))
+        values.append(part.read("values", first, end))

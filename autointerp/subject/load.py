@@ -37,8 +37,12 @@ class SubjectModel:
     name: str
     model: Any
     tokenizer: Any
-    null: bool = False
-    """The weights are random: a control in the place of the trained model."""
+    random_seed: int | None = None
+    """Seed of the weights of a model that was never trained: a control in the place of the trained one."""
+
+    @property
+    def null(self) -> bool:
+        return self.random_seed is not None
 
     @property
     def label(self) -> str:
@@ -196,4 +200,4 @@ def load_subject(
             f"cannot load model '{name}': {line} (a model that is not on this machine needs network access to its hub)"
         ) from error
     model = model.to(device).eval().requires_grad_(False)
-    return SubjectModel(name=name, model=model, tokenizer=tokenizer, null=random_seed is not None)
+    return SubjectModel(name=name, model=model, tokenizer=tokenizer, random_seed=random_seed)

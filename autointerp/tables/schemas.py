@@ -25,7 +25,7 @@ JUDGEMENTS = _schema(
 )  # fmt: skip
 
 EXPLANATIONS = _schema(
-    run_id=S, sae_id=S, latent=N, explanation_id=S, explainer=S, explainer_model=S, text=S, status=S,
+    run_id=S, sae_id=S, latent=N, pole=N, explanation_id=S, explainer=S, explainer_model=S, text=S, status=S,
     prompt_sha=S, n_windows=N, seed=N, draw=N, prompt_tokens=N, completion_tokens=N,
 )  # fmt: skip
 
@@ -35,7 +35,7 @@ LATENTS = _schema(
 )  # fmt: skip
 
 WINDOWS = _schema(
-    run_id=S, sae_id=S, latent=N, split=S, window_id=S, document=N, start=N, kind=S, quantile=N,
+    run_id=S, sae_id=S, latent=N, pole=N, split=S, window_id=S, document=N, start=N, kind=S, quantile=N,
     tokens=pa.list_(pa.int32()), pieces=pa.list_(S), activations=pa.list_(pa.float32()), text=S,
 )  # fmt: skip
 

@@ -31,6 +31,8 @@ TRANSCODER = {"d_out": 9, "skip": True, "apply_b_dec_to_input": False}
 DEAD = torch.tensor([1, 5, 6, 30])
 # One without a dense statement is a failure of its own, not of the collection of all the others.
 STATED = {path.stem for path in (Path(__file__).parent / "dense").glob("*.py")} - {"__init__"}
+UNTRAINED = {"neurons"}
+"""Have no loss, hence nothing to state; they have tests of their own."""
 NAMES = [name for name in ARCHITECTURES.names if name in STATED]
 FIXED_COUNT = ["abstopk", "gradient", "groupmax", "skip_transcoder", "topk", "transcoder"]
 
@@ -105,7 +107,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_architecture_is_stated_densely() -> None:
-    assert set(ARCHITECTURES.names) == STATED
+    assert set(ARCHITECTURES.names) - UNTRAINED == STATED
     assert all(dense(name).CASES for name in NAMES)
 
 
