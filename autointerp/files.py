@@ -16,9 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from autointerp.errors import DiskFull
+from autointerp.errors import Damaged, DiskFull
 
 FULL = {errno.ENOSPC, errno.EDQUOT}
+SLAB = 2**24
+"""Bytes of an array that are copied at once where it has to be copied to be written."""
 
 
 @contextmanager
@@ -29,8 +31,9 @@ def full_disk_named(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in FULL:
             raise
+        there = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
         raise DiskFull(
-            f"the disk of '{folder}' is full ({shutil.disk_usage(folder).free / 1e6:,.0f} MB free): what was finished "
+            f"the disk of '{folder}' is full ({shutil.disk_usage(there).free / 1e6:,.0f} MB free): what was finished "
             "is kept; free some space and run the same command again"
         ) from error
 
@@ -42,19 +45,28 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         DiskFull: there was no room for it; nothing of it is left.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with full_disk_named(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
             temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
+def sweep(folder: Path) -> None:
+    """Remove what killed processes left of files they were writing; nobody may be writing there now."""
+    for left in folder.glob(".*.tmp"):
+        left.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        # Texts vouch for other files; one that a power cut leaves empty would lose those with it.
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -67,8 +79,18 @@ def write_array(path: Path, array: NDArray[Any]) -> None:
 
 
 def read_array(path: Path) -> NDArray[Any]:
-    """Memory-mapped, read-only; never unpickles."""
-    array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    """Memory-mapped, read-only; never unpickles.
+
+    Raises:
+        FileNotFoundError: there is none.
+        Damaged: it is cut off, or no array.
+    """
+    try:
+        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except OSError:
+        raise
+    except Exception as error:  # a damaged header fails in whatever way numpy's parser does
+        raise Damaged(f"'{path}' is damaged: it is cut off, or no array; delete it, or use --fresh") from error
     return array
 
 
@@ -106,8 +128,11 @@ class ArrayWriter:
         if rows.shape[1:] != self.shape[1:]:
             raise ValueError(f"rows of shape {rows.shape[1:]} do not belong into an array of {self.shape}")
         self.length += len(rows)
-        # Not `tofile`: its error on a full disk carries no error number.
-        self._file.write(np.ascontiguousarray(rows, dtype=self.dtype).reshape(-1).view(np.uint8).data)
+        step = max(1, SLAB // max(1, rows[:1].nbytes))
+        for begin in range(0, len(rows), step):
+            slab = np.ascontiguousarray(rows[begin : begin + step], dtype=self.dtype)
+            # Not `tofile`: its error on a full disk carries no error number.
+            self._file.write(slab.reshape(-1).view(np.uint8).data)
 
     def close(self) -> None:
         expected = self.shape[0]

@@ -8,6 +8,7 @@ import os
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -72,6 +73,31 @@ def peak_memory() -> float:
     """Largest resident memory of this process so far, in MB. Unlike `ru_maxrss`, it forgets the parent's."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) / 1024
+
+
+class AnonymousPeak:
+    """Largest anonymous memory of this process while the block runs, in MB, looked at 50 times a second.
+
+    What is mapped from files (a model's weights, libraries) is not in it: the kernel drops and fetches such pages as
+    it likes, and resident memory swings by their hundreds of megabytes from run to run.
+    """
+
+    def __enter__(self) -> AnonymousPeak:
+        self.peak, self._stop = 0.0, threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.02):
+            lines = Path("/proc/self/status").read_text().splitlines()
+            self.peak = max(
+                self.peak, int(next(line for line in lines if line.startswith("RssAnon")).split()[1]) / 1024
+            )
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
 
 
 def in_process(script: str, *arguments: object) -> dict[str, float]:

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from _bench import Figures, in_process, parser, peak_memory
+from _bench import AnonymousPeak, Figures, in_process, parser, peak_memory
 
 from autointerp.collect.corpus import documents
 from autointerp.collect.encode import collect_store
@@ -121,8 +121,9 @@ def measure_memory(folder: Path, n_tokens: int, width: int) -> None:
     subject = load_subject(str(demo_subject()))
     sae = dictionary(subject, width)
     before = peak_memory()
-    collected(subject, sae, settings(folder, n_tokens))
-    print(json.dumps({"before": before, "memory": peak_memory()}))
+    with AnonymousPeak() as anonymous:
+        collected(subject, sae, settings(folder, n_tokens))
+    print(json.dumps({"before": before, "resident": peak_memory(), "memory": anonymous.peak}))
 
 
 def main() -> None:
@@ -172,7 +173,10 @@ def compare(arguments: argparse.Namespace, size: Size, folder: Path) -> None:
         )
     runs = [in_process(__file__, "--memory", folder, n, size.widths[0]) for n in size.memory]
     for n, run in zip(size.memory, runs, strict=True):
-        figures.add(f"peak memory at {n:,} tokens, MB", run["memory"], note=f"{run['before']:,.0f} before collecting")
+        figures.add(
+            f"peak memory at {n:,} tokens, MB", run["memory"],
+            note=f"anonymous; resident with mapped files {run['resident']:,.0f}, of which {run['before']:,.0f} before",
+        )  # fmt: skip
     figures.add("peak memory, more / fewer tokens", runs[1]["memory"] / runs[0]["memory"], None if small else 1.1)
     figures.finish(arguments)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,17 +10,13 @@ from typing import Any
 import numpy as np
 
 from autointerp.collect.sites import rows_at
-from autointerp.collect.tokens import NO_DOCUMENT, TokenBlocks
-from autointerp.files import write_array
+from autointerp.collect.tokenise import keep_beside
+from autointerp.collect.tokens import BATCH_TOKENS, NO_DOCUMENT, TokenBlocks, batches
 from autointerp.shards import WHOLE, Shard
-from autointerp.store import layout
 from autointerp.store.merge import BUDGET, OnEntries
-from autointerp.store.writer import PART_BYTES, StoreWriter
+from autointerp.store.writer import PART_BYTES, StoreWriter, claim
 from autointerp.subject.load import SubjectModel
 from sae.base import SparseAutoencoder
-
-BATCH_TOKENS = 8192
-"""Tokens per forward pass."""
 
 OnTokens = Callable[[int], None]
 """Called with the number of counted tokens done."""
@@ -53,17 +49,23 @@ def collect_stores(
     """Encode every counted position into the store of each target, all in one pass. Resumes after the last parts.
 
     Codes are sparse from the encoder on; memory does not grow with the number of tokens. `blocks` are the
-    contexts of `shard`, and `folder` of a target is that shard's.
+    contexts of `shard`, and `folder` of a target is that shard's. Finished stores are left as they are.
 
     Raises:
         UserError: a folder holds a store of something else.
         Damaged: a part on the disk is not what was written; the next run collects it again.
         DiskFull: no room; everything finished is kept.
     """
-    writing = [(target, _writer(target, blocks, shard, len(targets))) for target in targets]
+    # By folder: an SAE that is named twice is collected once.
+    todo = list({target.folder: target for target in targets if not claim(target.folder, target.identity)}.values())
+    if not todo:
+        return
+    for target in todo:
+        keep_beside(blocks, target.folder, targets[0].folder)
+    writing = [(target, _writer(target, blocks, shard, len(todo))) for target in todo]
     for _, writer in writing:
         for path in writer.set_aside:
-            say(f"'{path}' was damaged and is set aside; its contexts are collected anew")
+            say(f"'{path}' was damaged, or of other contexts, and is set aside; what it covered is collected anew")
     done = 0
     for span in batches(blocks, batch_tokens):
         # Stores that were killed at different moments miss different contexts.
@@ -77,28 +79,12 @@ def collect_stores(
         if on_tokens:
             on_tokens(done)
     for _, writer in writing:
+        writer.flush()  # of all, before finishing one fails
+    for _, writer in writing:
         writer.finalise(budget=budget, on_entries=on_entries)
 
 
-def batches(blocks: TokenBlocks, batch_tokens: int) -> Iterator[slice]:
-    """Spans of neighbouring contexts of about `batch_tokens` tokens each, padding included.
-
-    Where documents are not packed, neighbours are of like length, and a batch of short ones holds more of them.
-    """
-    lengths = np.maximum(blocks.lengths, 1).tolist()
-    begin, longest = 0, 0
-    for i, length in enumerate(lengths):
-        longest = max(longest, length)
-        if i > begin and longest * (i + 1 - begin) > batch_tokens:
-            yield slice(begin, i)
-            begin, longest = i, length
-    yield slice(begin, len(lengths))
-
-
 def _writer(target: Target, blocks: TokenBlocks, shard: Shard, n_targets: int) -> StoreWriter:
-    for name, array in ((layout.TOKENS, blocks.tokens), (layout.DOCUMENTS, blocks.documents)):
-        if not (target.folder / name).is_file():  # whoever made the tokens may have left them there
-            write_array(target.folder / name, np.asarray(array))
     return StoreWriter(
         target.folder, target.identity, target.sae.n_latents, shard=shard, first_block=blocks.first,
         part_bytes=max(PART_BYTES // n_targets, 2**20),

@@ -20,9 +20,15 @@ from autointerp.subject.load import SubjectModel
 NO_DOCUMENT = -1
 PIECE = 256
 """Texts that the tokenizer reads together, and contexts that come in one piece."""
+PIECE_CHARACTERS = 2**20
+"""Texts that are longer than this together are read a few at a time: tokenizers take a hundred bytes a token."""
 SORTED_TOGETHER = 256
 """Rows that are put in order of length, where documents are not packed: neighbours of like length waste the
 least padding. Only neighbours: the last rows are to be held out."""
+
+
+BATCH_TOKENS = 8192
+"""Tokens per forward pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +50,21 @@ class TokenBlocks:
 
     @property
     def n_counted(self) -> int:
-        return int((self.documents != NO_DOCUMENT).sum())
+        return sum(int(counted.sum()) for counted in self._counted())
 
     @property
     def lengths(self) -> NDArray[np.int64]:
         """Positions of each context up to the last one that counts, [n_blocks]; what follows is padding."""
-        counted = self.documents != NO_DOCUMENT
-        width = counted.shape[1]
-        return np.where(counted.any(axis=1), width - counted[:, ::-1].argmax(axis=1), 0)
+        width = self.documents.shape[1]
+        lengths = [
+            np.where(counted.any(axis=1), width - counted[:, ::-1].argmax(axis=1), 0) for counted in self._counted()
+        ]
+        return np.concatenate(lengths) if lengths else np.empty(0, dtype=np.int64)
+
+    def _counted(self) -> Iterator[NDArray[np.bool_]]:
+        """Which positions count, some contexts at a time: of all of them it would be a quarter of the documents."""
+        for begin in range(0, len(self.documents), PIECE):
+            yield self.documents[begin : begin + PIECE] != NO_DOCUMENT
 
 
 def joined(pieces: Iterable[TokenBlocks]) -> TokenBlocks:
@@ -64,6 +77,21 @@ def trimmed(blocks: TokenBlocks) -> TokenBlocks:
     """Without the padding that every row has."""
     longest = int(blocks.lengths.max())
     return TokenBlocks(blocks.tokens[:, :longest], blocks.documents[:, :longest], blocks.first)
+
+
+def batches(blocks: TokenBlocks, batch_tokens: int) -> Iterator[slice]:
+    """Spans of neighbouring contexts of about `batch_tokens` tokens each, padding included.
+
+    Where documents are not packed, neighbours are of like length, and a batch of short ones holds more of them.
+    """
+    lengths = np.maximum(blocks.lengths, 1).tolist()
+    begin, longest = 0, 0
+    for i, length in enumerate(lengths):
+        longest = max(longest, length)
+        if i > begin and longest * (i + 1 - begin) > batch_tokens:
+            yield slice(begin, i)
+            begin, longest = i, length
+    yield slice(begin, len(lengths))
 
 
 def pack(subject: SubjectModel, texts: Iterable[str], *, n_tokens: int, context_length: int, skip_first: int,
@@ -183,8 +211,9 @@ def in_rows(
         for number, ids in rows:
             if left <= 0:
                 return
-            if len(ids) > skip_first:
-                left -= len(ids) - skip_first
+            counted = len(ids) - skip_first - sum(i in special for i in ids[skip_first:])
+            if counted > 0:
+                left -= counted
                 yield number, ids
 
     source_rows = wanted()
@@ -205,11 +234,18 @@ def in_rows(
 
 def _tokenised(subject: SubjectModel, texts: Iterable[str]) -> Iterator[list[list[int]]]:
     """Token ids of the texts, some texts at a time: a slow source is not asked for more than is needed."""
+    size, some, characters = 8, list[str](), 0
     stream = iter(texts)
-    size = 8
-    while some := list(islice(stream, size)):
-        ids: list[list[int]] = subject.tokenizer(some, add_special_tokens=False, truncation=False, verbose=False)[
-            "input_ids"
-        ]
-        yield ids
-        size = min(PIECE, 2 * size)
+    while True:
+        text = next(stream, None)
+        if text is not None:
+            some.append(text)
+            characters += len(text)
+        if some and (text is None or len(some) >= size or characters >= PIECE_CHARACTERS):
+            ids: list[list[int]] = subject.tokenizer(some, add_special_tokens=False, truncation=False, verbose=False)[
+                "input_ids"
+            ]
+            yield ids
+            size, some, characters = min(PIECE, 2 * size), [], 0
+        if text is None:
+            return

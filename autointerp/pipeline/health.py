@@ -50,10 +50,14 @@ def said(error: BaseException) -> str:
 
 
 def check_store(folder: Path) -> Iterator[Line]:
-    """Open a store and compare every file with its sha256."""
+    """Open a store and compare every file with its sha256; of an unfinished one, say how far it is."""
+    from autointerp.store import layout
     from autointerp.store.reader import LatentStore
 
     try:
+        if layout.begun(folder) and not layout.finished(folder):
+            yield from _unfinished_store(folder)
+            return
         store = LatentStore.open(folder, verify=True)
         identity = store.identity
         text = f"'{folder}': {store.n_latents:,} latents over {store.n_tokens:,} tokens, every file as it was written"
@@ -63,6 +67,36 @@ def check_store(folder: Path) -> Iterator[Line]:
     yield Line("ok", text)
     known = ("model", "hookpoint", "dataset", "sae_sha")
     yield Line("ok", "collected from: " + _pairs({name: identity.get(name) for name in known}))
+
+
+def _unfinished_store(store: Path) -> Iterator[Line]:
+    from autointerp.errors import Damaged
+    from autointerp.store import layout
+    from autointerp.store.reader import StoreShard
+    from autointerp.store.unfinished import progress
+
+    again = "run the command that collected it again: it goes on from there"
+    folders = layout.all_shard_folders(store)
+    for i, folder in enumerate(folders):
+        if not folder.is_dir():
+            yield Line(
+                "warn", f"'{store}': shard {i}/{len(folders)} is missing",
+                f"run `autointerp collect --shard {i}/{len(folders)}` with the settings of the others",
+            )  # fmt: skip
+            continue
+        try:
+            if (folder / layout.MANIFEST).is_file():
+                StoreShard.open(folder, 0, verify=True)
+                yield Line("ok", f"'{folder}': finished, every file as it was written")
+                continue
+            found = progress(folder)
+        except Damaged as error:
+            yield Line("FAIL", said(error), "collect it again, or copy it again from where it is whole")
+            continue
+        for text in found.damaged:
+            yield Line("FAIL", text, f"{again}, sets the part aside and collects its contexts anew")
+        of = "no contexts yet" if found.contexts is None else f"{found.collected:,} of {found.contexts:,} contexts"
+        yield Line("warn", f"'{folder}': unfinished, {of} collected", again)
 
 
 def check_sae(

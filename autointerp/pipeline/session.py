@@ -184,6 +184,7 @@ class Session:
         if not layout.finished(self.store_folder):
             from autointerp.pipeline.collection import collect
 
+            layout.shard_folders(self.store_folder)  # says which shards are missing, where some are there
             collect([self])
         store = LatentStore.open(self.store_folder, verify=True)
         apart = layout.differences(self._acceptable(store.identity), store.identity)

@@ -5,7 +5,7 @@ The grid knows neither of them nor of their texts, so whoever draws them has to 
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_right
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +15,8 @@ from autointerp.sampling.grid import WindowGrid
 
 Ints = NDArray[np.int64]
 
-CORE = 8
-"""Tokens on either side of a peak. Where those are the same, so is the text, whatever stands farther off."""
+RUN = 16
+"""Tokens in a row that no two windows may share. The same text, cut elsewhere, is the same text."""
 
 
 def centred(grid: WindowGrid, firing: Firing, mine: Ints) -> tuple[Ints, Ints, Ints]:
@@ -36,32 +36,37 @@ def centred(grid: WindowGrid, firing: Firing, mine: Ints) -> tuple[Ints, Ints, I
 
 
 class Apart:
-    """Takes stretches of text around peaks such that no two overlap, and none says what an earlier one said."""
+    """Takes stretches of flat `tokens` such that no two overlap, and none repeats a run of another's text."""
 
     def __init__(self, tokens: NDArray[np.int32]) -> None:
         self.tokens = tokens
         self._begins: list[int] = []
         self._ends: list[int] = []
-        self._texts: set[bytes] = set()
+        self._runs: set[bytes] = set()
 
-    def take(self, order: Ints, start: Ints, length: Ints, peak_at: Ints, n: int) -> Ints:
+    def add(self, begin: int, end: int) -> bool:
+        """Take `[begin, end)` if it may be taken."""
+        place = bisect_right(self._begins, begin)
+        if place and self._ends[place - 1] > begin:
+            return False
+        if place < len(self._begins) and self._begins[place] < end:
+            return False
+        text, size, step = self.tokens[begin:end].tobytes(), RUN * self.tokens.itemsize, self.tokens.itemsize
+        # A shorter text is one run.
+        runs = {text[i : i + size] for i in range(0, max(len(text) - size, 0) + 1, step)}
+        if not self._runs.isdisjoint(runs):
+            return False
+        self._begins.insert(place, begin)
+        self._ends.insert(place, end)
+        self._runs |= runs
+        return True
+
+    def take(self, order: Ints, start: Ints, length: Ints, n: int) -> Ints:
         """The first `n` of `order`, an order of stretches, that may be taken."""
         taken: list[int] = []
         for index in order.tolist():
             if len(taken) == n:
                 break
-            begin, end = int(start[index]), int(start[index] + length[index])
-            place = bisect_left(self._begins, begin)
-            if place and self._ends[place - 1] > begin:
-                continue
-            if place < len(self._begins) and self._begins[place] < end:
-                continue
-            peak = int(peak_at[index])
-            text = self.tokens[max(begin, peak - CORE) : min(end, peak + CORE + 1)].tobytes()
-            if text in self._texts:
-                continue
-            self._begins.insert(place, begin)
-            self._ends.insert(place, end)
-            self._texts.add(text)
-            taken.append(index)
+            if self.add(int(start[index]), int(start[index] + length[index])):
+                taken.append(index)
         return np.array(taken, dtype=np.int64)

@@ -19,6 +19,13 @@ TOP_SHARE = 0.2
 """Share of `mixed` windows that are the strongest ones (Paulo et al. 2024, their mix)."""
 
 
+def ascending(peaks: NDArray[np.float32]) -> Order:
+    """Indices of (positive) peaks, the weakest first; equal ones in the order they come."""
+    # Positive floats are in the order of their bits, and one sort of plain numbers costs a third of a stable argsort.
+    bits = peaks.view(np.int32).astype(np.int64)
+    return np.sort(bits << 32 | np.arange(len(peaks))) & 0xFFFFFFFF
+
+
 def slices(n: int, quantiles: int) -> NDArray[np.int64]:
     """The slice of the order of strengths that each of `n` windows lies in, 0 the weakest."""
     return np.arange(n) * quantiles // max(1, n)
@@ -33,7 +40,9 @@ def evenly(peaks: Peaks, n: int, quantiles: int, rng: np.random.Generator) -> Or
     sizes = np.bincount(slice_of, minlength=quantiles)
     shuffled: Order = np.argsort(slice_of + rng.random(len(peaks)))
     nth = np.arange(len(peaks)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    return shuffled[np.argsort(nth * quantiles + rng.permutation(quantiles)[slice_of])]
+    turns = np.full(quantiles * int(sizes.max()), -1)
+    turns[nth * quantiles + rng.permutation(quantiles)[slice_of]] = shuffled
+    return turns[turns >= 0]
 
 
 def strongest(peaks: Peaks, n: int, quantiles: int, rng: np.random.Generator) -> Order:

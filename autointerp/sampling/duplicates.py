@@ -29,8 +29,8 @@ def near_duplicates(
 ) -> NDArray[np.bool_]:
     """Which windows `[W]` of flat `tokens` resemble an earlier one. Windows are in order and at least a shingle long.
 
-    Each is compared with the first window, and with the last one before it, of every band that it falls into: of
-    a text that recurs the first occurrence stays. Windows of the same tokens are always found.
+    Each is compared with the first window of every band that it falls into, so that of a text that recurs the
+    first occurrence stays. Windows of the same tokens are always found.
     """
     n = len(start)
     duplicate = np.zeros(n, dtype=np.bool_)
@@ -38,17 +38,14 @@ def near_duplicates(
         return duplicate
     signature = _signatures(tokens, start, length)
     bands = [signature[:, row : row + ROWS] for row in range(0, BANDS * ROWS, ROWS)]
-    # The whole signature is a band too: in any other, a third window may come first that resembles a copy's half.
+    # The whole signature is a band, too: in all others, windows may come first that only contain a text and its copy.
     for band in [*bands, signature]:
-        key = _hashed(band.T)
-        order = np.argsort(key, kind="stable")
-        led = np.flatnonzero(key[order[1:]] == key[order[:-1]]) + 1
-        first = np.arange(n)
-        first[led] = 0
-        first = np.maximum.accumulate(first)
-        for earlier in (first[led], led - 1):
-            alike = (signature[order[led]] == signature[order[earlier]]).mean(axis=1)
-            duplicate[order[led[alike >= SIMILAR]]] = True
+        # Of equal keys, `unique` gives the first.
+        _, first, which = np.unique(_hashed(band.T), return_index=True, return_inverse=True)
+        leader = first[which]
+        led = np.flatnonzero(leader != np.arange(n))
+        alike = (signature[led] == signature[leader[led]]).mean(axis=1)
+        duplicate[led[alike >= SIMILAR]] = True
     return duplicate
 
 

@@ -46,21 +46,17 @@ class Firing:
         most: NDArray[np.float32] = np.maximum.reduceat(size, edges.reshape(-1))[::2]
         return most
 
-    def within(self, start: NDArray[np.int64], length: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Activations at every position of some windows, one after another, `[sum of lengths]`.
-
-        What the other pole does there is left out.
-        """
-        ends = np.cumsum(length)
-        out = np.zeros(int(ends[-1]) if len(ends) else 0, dtype=np.float32)
+    def within(
+        self, start: NDArray[np.int64], length: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Activations of this pole in some windows, put one after another: their places there, and their values."""
         low, high = np.searchsorted(self.positions, start), np.searchsorted(self.positions, start + length)
         counts = high - low
         index = np.repeat(low - np.cumsum(counts) + counts, counts) + np.arange(int(counts.sum()))
         value = self.values[index]
-        place = self.positions[index] + np.repeat(ends - length - start, counts)
+        place = self.positions[index] + np.repeat(np.cumsum(length) - length - start, counts)
         mine = value * self.pole > 0
-        out[place[mine]] = value[mine]
-        return out
+        return place[mine], value[mine]
 
 
 def runs(labels: NDArray[np.integer]) -> NDArray[np.int64]:
@@ -76,5 +72,4 @@ def largest(size: NDArray[np.float32], starts: NDArray[np.int64]) -> NDArray[np.
         return np.empty(0, dtype=np.int64)
     counts = np.diff(np.append(starts, len(size)))
     hits = np.flatnonzero(size == np.repeat(np.maximum.reduceat(size, starts), counts))
-    first: NDArray[np.int64] = hits[np.searchsorted(hits, starts)]
-    return first
+    return hits if len(hits) == len(starts) else hits[np.searchsorted(hits, starts)]

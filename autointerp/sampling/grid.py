@@ -29,6 +29,8 @@ class WindowGrid:
     """0 to explain from, 1 to score on. All windows of a document share it."""
     duplicate: NDArray[np.bool_]
     """Almost the same tokens stand in an earlier window."""
+    side_of: NDArray[np.int8]
+    """The split, -1 for duplicates: those are for neither side."""
     stretch_start: NDArray[np.int64]
     stretch_end: NDArray[np.int64]
     """The stretch of one document in one context that the window was cut from."""
@@ -56,14 +58,19 @@ class WindowGrid:
         inside = np.repeat(start - np.cumsum(length) + length, length) + np.arange(int(length.sum()))
         window_of[inside] = np.repeat(np.arange(len(start), dtype=np.int32), length)
         tokens = np.asarray(store.tokens).reshape(-1)
+        split, duplicate = _split(document, seed), near_duplicates(tokens, start, length)
         return cls(
-            start, length, document, _split(document, seed), near_duplicates(tokens, start, length),
+            start, length, document, split, duplicate, np.where(duplicate, np.int8(-1), split),
             begins[which], (begins + lengths)[which], window_of,
         )  # fmt: skip
 
+    @property
+    def n(self) -> int:
+        return len(self.start)
+
     def side(self, split: int) -> NDArray[np.int64]:
         """Windows of one side, without duplicates."""
-        return np.flatnonzero((self.split == split) & ~self.duplicate)
+        return np.flatnonzero(self.side_of == split)
 
 
 def _split(document: NDArray[np.int32], seed: int) -> NDArray[np.int8]:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from autointerp.sampling.centred import Apart
+from autointerp.sampling.firing import runs
 from autointerp.sampling.grid import WindowGrid
 from autointerp.seeds import generator
 from autointerp.store.reader import LatentStore
@@ -21,10 +23,10 @@ from autointerp.store.reader import LatentStore
 SIDES = ("explain", "score")
 PEAK_TOKENS = 20
 """Tokens at a latent's peaks that are looked for elsewhere."""
-OCCURRENCES = 2048
-"""Places of such a token that are looked at, unless they do not give enough."""
 NEIGHBOURS = 10
 """Neighbouring latents whose windows are taken, in turn."""
+SAMPLE = 512
+"""Windows with one token, or of one neighbour, that are looked at first."""
 
 Windows = NDArray[np.int64]
 
@@ -64,8 +66,8 @@ class RandomWindows:
                 yield self.background[begin : begin + 1024]
         elif len(pool):
             # A full permutation of millions of windows is rarely needed: most draws of a few hit nothing twice.
-            for _ in range(4):
-                yield pool[rng.integers(0, len(pool), size=512)]
+            for _ in range(8):
+                yield pool[rng.integers(0, len(pool), size=256)]
             yield rng.permutation(pool)
 
 
@@ -82,12 +84,8 @@ class SameToken:
     def candidates(self, fired: Fired, side: int, rng: np.random.Generator) -> Iterator[Windows]:
         tokens, counts = np.unique(fired.peak_tokens, return_counts=True)
         common = np.argsort(-counts, kind="stable")[:PEAK_TOKENS]
-        places = [self.windows[self.edges[t] : self.edges[t + 1]] for t in tokens[common].tolist()]
-        # A few windows are wanted of what may be millions.
-        some = [rng.choice(p, OCCURRENCES, replace=False) if len(p) > OCCURRENCES else p for p in places]
-        for pools in (some, places):
-            silent = [rng.permutation(fired.free(np.unique(pool).astype(np.int64))) for pool in pools]
-            yield _in_turn(silent, counts[common].astype(np.float64))
+        pools = [self.windows[self.edges[t] : self.edges[t + 1]].astype(np.int64) for t in tokens[common].tolist()]
+        return _in_turn(pools, counts[common].astype(np.float64), fired, rng)
 
 
 class OfNeighbours:
@@ -95,13 +93,17 @@ class OfNeighbours:
 
     def __init__(self, store: LatentStore, grid: WindowGrid, near: Callable[[int], NDArray[np.int64]]) -> None:
         self.store, self.grid, self.near = store, grid, near
+        # For the other side they are needed once more.
+        self.windows = lru_cache(maxsize=2 * NEIGHBOURS)(self._windows)
 
     def candidates(self, fired: Fired, side: int, rng: np.random.Generator) -> Iterator[Windows]:
-        pools = []
-        for latent in self.near(fired.latent)[:NEIGHBOURS].tolist():
-            windows = np.unique(self.grid.window_of[self.store.of(latent)[0]]).astype(np.int64)
-            pools.append(rng.permutation(fired.free(windows[windows >= 0])))
-        yield _in_turn(pools, np.ones(len(pools)))
+        pools = [self.windows(latent) for latent in self.near(fired.latent)[:NEIGHBOURS].tolist()]
+        return _in_turn(pools, np.ones(len(pools)), fired, rng)
+
+    def _windows(self, latent: int) -> Windows:
+        at = self.grid.window_of[self.store.of(latent)[0]]
+        windows = at[runs(at)].astype(np.int64)
+        return windows[windows >= 0]
 
 
 class Embedded:
@@ -132,48 +134,50 @@ class Embedded:
             yield self.pools[side][np.argsort(-(self.vectors[side] @ query), kind="stable")]
 
 
-def _in_turn(pools: list[NDArray[np.int64]], weights: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Members of all pools, such that the first n hold of each pool about its share of the weights."""
+def _in_turn(
+    pools: list[Windows], weights: NDArray[np.float64], fired: Fired, rng: np.random.Generator
+) -> Iterator[Windows]:
+    """Free windows of all pools, such that the first n hold of each pool about its share of the weights.
+
+    Of large pools a sample comes first: a few windows are wanted of what may be millions.
+    """
     if not pools:
-        return np.empty(0, dtype=np.int64)
-    turn = np.concatenate([(np.arange(len(pool)) + 0.5) / w for pool, w in zip(pools, weights, strict=True)])
-    mixed: NDArray[np.int64] = np.concatenate(pools)[np.argsort(turn, kind="stable")].astype(np.int64)
-    return mixed
+        return
+    samples = [pool if len(pool) <= SAMPLE else rng.choice(pool, SAMPLE, replace=False) for pool in pools]
+    for some in (samples, pools):
+        free = [fired.free(rng.permutation(pool)) for pool in some]
+        turn = np.concatenate([(np.arange(len(one)) + 0.5) / w for one, w in zip(free, weights, strict=True)])
+        yield np.concatenate(free)[np.argsort(turn, kind="stable")]
 
 
 class Taker:
-    """Takes windows for one latent, none twice and none in which it fires."""
+    """Takes windows for one latent, none twice and none in which it fires; where `apart` is given, as that allows."""
 
-    def __init__(self, grid: WindowGrid, fired: Windows) -> None:
-        self.grid, self.barred = grid, fired
-
-    def bar(self, windows: Windows) -> None:
-        """These may not be taken either."""
-        self.barred = np.union1d(self.barred, windows)
+    def __init__(self, grid: WindowGrid, fired: Windows, apart: Apart | None) -> None:
+        self.grid, self.apart = grid, apart
+        self._barred = np.zeros(grid.n, dtype=np.bool_)
+        self._barred[fired] = True
 
     def free(self, windows: Windows, side: int) -> Windows:
         """Those of the side that may be taken."""
-        fits = windows[(self.grid.split[windows] == side) & ~self.grid.duplicate[windows]]
-        free: Windows = fits[~_within(self.barred, fits)]
+        free: Windows = windows[(self.grid.side_of[windows] == side) & ~self._barred[windows]]
         return free
 
     def take(self, chunks: Iterator[Windows], side: int, n: int) -> Windows:
         """The first `n` windows that may be taken, in the order they come."""
-        taken: list[Windows] = []
-        left = n
-        while left > 0 and (chunk := next(chunks, None)) is not None:
-            fits = self.free(chunk, side)
-            _, first = np.unique(fits, return_index=True)
-            some = fits[np.sort(first)][:left]
-            self.barred = np.sort(np.concatenate([self.barred, some]))
-            taken.append(some)
-            left -= len(some)
-        return np.concatenate(taken) if taken else np.empty(0, dtype=np.int64)
+        taken: dict[int, None] = {}
+        while len(taken) < n and (chunk := next(chunks, None)) is not None:
+            for window in self.free(chunk, side).tolist():
+                if window not in taken and self._fits(window):
+                    taken[window] = None
+                    if len(taken) == n:
+                        break
+        found = np.fromiter(taken, dtype=np.int64, count=len(taken))
+        self._barred[found] = True
+        return found
 
-
-def _within(ordered: NDArray[np.int64], values: NDArray[np.int64]) -> NDArray[np.bool_]:
-    if not len(ordered):
-        return np.zeros(len(values), dtype=np.bool_)
-    place = np.searchsorted(ordered, values).clip(max=len(ordered) - 1)
-    found: NDArray[np.bool_] = ordered[place] == values
-    return found
+    def _fits(self, window: int) -> bool:
+        if self.apart is None:
+            return True
+        begin = int(self.grid.start[window])
+        return self.apart.add(begin, begin + int(self.grid.length[window]))

@@ -19,7 +19,7 @@ from autointerp.config import SamplingSettings
 from autointerp.errors import UserError
 from autointerp.sampling import neighbours
 from autointerp.sampling.centred import Apart, centred
-from autointerp.sampling.choice import ORDERS, evenly, slices
+from autointerp.sampling.choice import ORDERS, ascending, evenly, slices
 from autointerp.sampling.firing import Firing, largest, runs
 from autointerp.sampling.grid import EXPLAIN, SCORE, WindowGrid
 from autointerp.sampling.negatives import SIDES, Embedded, Fired, OfNeighbours, RandomWindows, SameToken, Source, Taker
@@ -68,12 +68,12 @@ class Sampler:
         poles = self.store.poles
         main = np.where(poles["n_negative"] > poles["n_positive"], -1, 1)
         signed = bool(poles["n_negative"].any())
-        for scan in self.store.scan() if len(grid.start) else ():
+        for scan in self.store.scan() if grid.n else ():
             window = grid.window_of[scan.positions]
-            usable = np.flatnonzero((window >= 0) & ~grid.duplicate[window])
+            usable = np.flatnonzero((window >= 0) & (grid.side_of[window] >= 0))
             latent = np.repeat(np.arange(len(scan.edges) - 1), np.diff(scan.edges))[usable] + scan.first
             window = window[usable]
-            starts = runs(latent * len(grid.start) + window)
+            starts = runs(latent * grid.n + window)
             if signed:
                 # A window is of the pole that its strongest activation has.
                 values = scan.values[usable]
@@ -110,15 +110,15 @@ class Sampler:
         pole = pole or self.pole_of(latent)
         positions, values = self.store.of(latent)
         firing = Firing.of(self.grid, positions, values, pole)
+        apart = Apart(self.spans.tokens) if self.config.centred else None
         drawing = _Drawing(
             latent=latent,
             who=(latent,) if pole == 1 else (latent, "negative"),
             firing=firing,
-            side_of=np.where(self.grid.duplicate, -1, self.grid.split)[firing.windows],
-            taker=Taker(self.grid, firing.fired),
-            apart=Apart(self.spans.tokens),
+            side_of=self.grid.side_of[firing.windows],
+            taker=Taker(self.grid, firing.fired, apart),
         )
-        size = np.abs(values[np.sign(values) == pole])
+        size = np.abs(values[values * pole > 0])
         return LatentRecord(
             latent=latent,
             pole=pole,
@@ -142,21 +142,18 @@ class Sampler:
         n_negative = config.explain_random if explaining else config.score_random
         rng = generator(self.seed, "windows", SIDES[side], *drawing.who)
         mine = np.flatnonzero(drawing.side_of == side)
-        mine = mine[np.argsort(firing.peaks[mine], kind="stable")]
+        mine = mine[ascending(firing.peaks[mine])]
         if config.centred:
             mine, start, length = centred(self.grid, firing, mine)
         else:
             start, length = self.grid.start[firing.windows[mine]], self.grid.length[firing.windows[mine]]
         order = ORDERS[how](firing.peaks[mine], n, config.quantiles, rng)
-        if config.centred:
-            order = drawing.apart.take(order, start, length, firing.peak_at[mine], n)
+        if taker.apart is not None:
+            order = taker.apart.take(order, start, length, n)
         chosen = np.sort(order[:n])
         start, length = start[chosen], length[chosen]
         quantile = slices(len(mine), config.quantiles)[chosen].tolist()
         windows = self.spans.activating(firing, start, length, quantile)
-        if config.centred:
-            # Cells that a centred window reaches into are no text of their own any more.
-            taker.bar(self.grid.window_of[np.concatenate([start, start + length - 1])].astype(np.int64))
         if explaining:
             drawing.shown = firing.windows[mine[chosen]]
         fired = Fired(
@@ -175,22 +172,21 @@ class Sampler:
         """
         firing, config, grid = drawing.firing, self.config, self.grid
         positions, n = firing.positions, config.prompts
-        if not len(firing.windows) or not n:
+        if not (n and grid.n and len(positions)):
             return ()
         windows = grid.window_of[positions]
-        usable = (windows >= 0) & (firing.values * firing.pole > 0)
-        usable &= (grid.split[windows] == SCORE) & ~grid.duplicate[windows]
+        usable = (windows >= 0) & (firing.values * firing.pole > 0) & (grid.side_of[windows] == SCORE)
         # A context starts after the latest of: its document's (or context's) first token, the previous activation.
         previous = np.concatenate([[-1], positions[:-1]]) + 1
         start = np.maximum.reduce([grid.stretch_start[windows], previous, positions + 1 - config.prompt_tokens])
         length = positions + 1 - start
         found = np.flatnonzero(usable & (length >= config.shortest))
         size = np.abs(firing.values[found])
-        by_size = np.argsort(size, kind="stable")
+        by_size = ascending(size)
         found, size = found[by_size], size[by_size]
         start, length = start[found], length[found]
         order = evenly(size, n, QUINTILES, generator(self.seed, "prompts", *drawing.who))
-        chosen = np.sort(Apart(self.spans.tokens).take(order, start, length, positions[found], n))
+        chosen = np.sort(Apart(self.spans.tokens).take(order, start, length, n))
         quantile = slices(len(found), QUINTILES)[chosen].tolist()
         return tuple(self.spans.activating(firing, start[chosen], length[chosen], quantile))
 
@@ -225,7 +221,6 @@ class _Drawing:
     side_of: NDArray[np.int8]
     """Side of each of its windows, -1 for those that repeat another's text, [w]."""
     taker: Taker
-    apart: Apart
     shown: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     """Windows of the grid that it is explained from."""
 

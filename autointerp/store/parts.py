@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 from autointerp.errors import Damaged
 from autointerp.files import replacing
 
-HEADER = struct.Struct("<8sQQQI28x")
+HEADER, SEAL = struct.Struct("<8sQQQ16sI"), struct.Struct("<I8x")
+"""Magic, first context, end, activations, owner and checksum of the content; then the checksum of all that."""
+BEGIN = HEADER.size + SEAL.size
 MAGIC = b"AILPART2"
 FIELDS: tuple[tuple[str, str], ...] = (("latents", "<u4"), ("positions", "<u4"), ("values", "<f4"))
 SUFFIX = ".part"
@@ -27,16 +29,20 @@ SUFFIX = ".part"
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Activations of contexts `first` to `end`: `n` latents (ascending), positions (ascending within one), values."""
+    """Activations of contexts `first` to `end`: `n` latents (ascending), positions (ascending within one), values.
+
+    `owner` (16 bytes) tells parts of one store from those of another.
+    """
 
     path: Path
     first: int
     end: int
     n: int
+    owner: bytes
     checksum: int
 
     @classmethod
-    def write(cls, folder: Path, first: int, end: int, arrays: dict[str, NDArray[Any]]) -> Part:
+    def write(cls, folder: Path, first: int, end: int, arrays: dict[str, NDArray[Any]], owner: bytes) -> Part:
         """`arrays` holds `latents`, `positions` and `values`, `[n]` each, in order."""
         data = [
             np.ascontiguousarray(arrays[name], dtype=dtype).data.cast("B")
@@ -48,11 +54,12 @@ class Part:
             checksum = zlib.crc32(piece, checksum)
         n = len(arrays["latents"])
         path = folder / f"{first:010d}-{end:010d}{SUFFIX}"
+        head = HEADER.pack(MAGIC, first, end, n, owner, checksum)
         with replacing(path) as temporary, temporary.open("wb") as file:
-            file.write(HEADER.pack(MAGIC, first, end, n, checksum))
+            file.write(head + SEAL.pack(zlib.crc32(head)))
             for piece in data:
                 file.write(piece)
-        return cls(path, first, end, n, checksum)
+        return cls(path, first, end, n, owner, checksum)
 
     @classmethod
     def open(cls, path: Path) -> Part:
@@ -62,14 +69,14 @@ class Part:
             Damaged: it is cut off, or no part.
         """
         with path.open("rb") as file:
-            head = file.read(HEADER.size)
-        if len(head) < HEADER.size or head[:8] != MAGIC:
+            head, seal = file.read(HEADER.size), file.read(SEAL.size)
+        if head[:8] != MAGIC or len(head) < HEADER.size or seal != SEAL.pack(zlib.crc32(head)):
             raise Damaged(f"'{path}' is damaged: it does not begin as a part of a store does")
-        _, first, end, n, checksum = HEADER.unpack(head)
+        _, first, end, n, owner, checksum = HEADER.unpack(head)
         size = path.stat().st_size
-        if size != HEADER.size + 12 * n:
-            raise Damaged(f"'{path}' is truncated: {size:,} of {HEADER.size + 12 * n:,} bytes")
-        return cls(path, first, end, n, checksum)
+        if size != BEGIN + 12 * n:
+            raise Damaged(f"'{path}' is truncated: {size:,} of {BEGIN + 12 * n:,} bytes")
+        return cls(path, first, end, n, owner, checksum)
 
     def verify(self) -> None:
         """Compare the content with its checksum.
@@ -79,7 +86,7 @@ class Part:
         """
         checksum = 0
         with self.path.open("rb") as file:
-            file.seek(HEADER.size)
+            file.seek(BEGIN)
             while piece := file.read(2**22):
                 checksum = zlib.crc32(piece, checksum)
         if checksum != self.checksum:
@@ -89,7 +96,7 @@ class Part:
         """Entries `low` to `high` of one array."""
         index = next(i for i, (name, _) in enumerate(FIELDS) if name == field)
         count = (self.n if high is None else high) - low
-        offset = HEADER.size + 4 * (index * self.n + low)
+        offset = BEGIN + 4 * (index * self.n + low)
         array: NDArray[Any] = np.fromfile(self.path, dtype=FIELDS[index][1], count=count, offset=offset)
         return array
 

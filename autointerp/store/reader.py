@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autointerp.errors import Damaged, UserError
-from autointerp.files import read_array, sha256_of
+from autointerp.files import read_array
 from autointerp.store import layout
 from autointerp.store.merge import ranges
 from autointerp.store.statistics import DTYPE
@@ -33,11 +33,8 @@ class StoreShard:
         manifest = layout.read_manifest(folder)
         arrays = {}
         for name in layout.ARRAYS:
-            check_file(folder / name, manifest["files"].get(name, {}), content=verify)
-            try:
-                arrays[name] = read_array(folder / name)
-            except (OSError, ValueError, EOFError) as error:
-                raise Damaged(f"'{folder / name}' is damaged ({error}); collect with --fresh") from error
+            layout.check_file(folder / name, manifest["files"][name], content=verify)
+            arrays[name] = read_array(folder / name)
         n = int(manifest["n_activations"])
         indptr = arrays[layout.INDPTR]
         fits = len(indptr) == manifest["n_latents"] + 1 and int(indptr[-1]) == n == len(arrays[layout.POSITIONS])
@@ -50,26 +47,6 @@ class StoreShard:
         span = slice(int(indptr[latent]), int(indptr[latent + 1]))
         positions = self.arrays[layout.POSITIONS][span].astype(np.int64)
         return positions + self.offset, np.asarray(self.arrays[layout.VALUES][span])
-
-
-def check_file(path: Path, recorded: dict[str, Any], *, content: bool) -> None:
-    """Compare a file with what the manifest says of it.
-
-    Raises:
-        Damaged: it is missing, has another length or, with `content`, another sha256.
-    """
-    if not path.is_file():
-        raise Damaged(f"'{path}' is missing; copy it again from where it is whole, or collect with --fresh")
-    size = path.stat().st_size
-    if size != recorded.get("bytes"):
-        raise Damaged(
-            f"'{path}' is truncated or was replaced: it has {size:,} bytes, {recorded.get('bytes', 0):,} were written; "
-            "copy it again, or collect with --fresh"
-        )
-    if content and sha256_of(path) != recorded.get("sha256"):
-        raise Damaged(
-            f"'{path}' is damaged: its sha256 is not the one that was written; copy it again, or collect with --fresh"
-        )
 
 
 @dataclass
@@ -89,8 +66,15 @@ class LatentStore:
         """
         shards: list[StoreShard] = []
         offset = 0
-        for path in layout.shard_folders(folder):
+        folders = layout.shard_folders(folder)
+        for i, path in enumerate(folders):
             shard = StoreShard.open(path, offset, verify=verify)
+            is_of = shard.manifest["shard"]
+            if (is_of["index"], is_of["count"]) != (i, len(folders)):
+                raise Damaged(
+                    f"'{path}' holds shard {is_of['index']}/{is_of['count']} where {i}/{len(folders)} should be; "
+                    "name the folder that holds all shards, each as it was collected"
+                )
             apart = layout.differences(shards[0].manifest["identity"], shard.manifest["identity"]) if shards else []
             if apart:
                 raise UserError(f"'{path}' was collected with other settings than its siblings ({'; '.join(apart)})")

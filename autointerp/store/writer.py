@@ -6,6 +6,7 @@ part; finalising is repeated from the parts until the manifest stands.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import time
@@ -17,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from autointerp.errors import Damaged, DiskFull, UserError
-from autointerp.files import read_array, sha256_of, write_json
+from autointerp.files import full_disk_named, read_array, sha256_of, sweep, write_json
 from autointerp.shards import WHOLE, Shard
 from autointerp.store import layout
 from autointerp.store.merge import BUDGET, PER_ENTRY, OnEntries, merge
@@ -30,13 +31,39 @@ PART_SECONDS = 20.0
 """A part is written when either is reached: what a kill can lose."""
 
 
+def claim(folder: Path, identity: dict[str, Any]) -> bool:
+    """Make a folder the store of `identity`, which says what it is of (model, SAE, data); True if it is finished.
+
+    What is left over of killed writers is removed.
+
+    Raises:
+        UserError: it holds a store of something else.
+        Damaged: what it holds cannot be told.
+    """
+    path, finished = folder / layout.IDENTITY, (folder / layout.MANIFEST).is_file()
+    if finished or path.is_file():
+        what = "finished" if finished else "half-written"
+        remedy = "use --fresh or another --out"
+        found = layout.read_manifest(folder)["identity"] if finished else layout.read_object(path, remedy)
+        apart = layout.differences(json.loads(json.dumps(identity)), found)
+        if apart:
+            raise UserError(f"'{folder}' holds a {what} store of something else ({'; '.join(apart)}); {remedy}")
+    if finished:
+        shutil.rmtree(folder / layout.PARTS, ignore_errors=True)
+    elif not path.is_file():
+        write_json(path, identity)
+    sweep(folder)
+    return finished
+
+
 class StoreWriter:
     """A store in the making, of the contexts whose `tokens.npy` and `documents.npy` are in `folder` already.
 
     `identity` says what the store is of (model, SAE, data); a folder with another identity is refused.
 
     Raises:
-        UserError: the folder holds a store of something else.
+        UserError: the folder holds a store of something else, or a finished one.
+        Damaged: what it holds cannot be told, or its tokens are cut off.
     """
 
     def __init__(
@@ -46,7 +73,8 @@ class StoreWriter:
         self.folder, self.identity, self.n_latents = folder, identity, n_latents
         self.shard, self.first_block = shard, first_block
         self.part_bytes, self.part_seconds = part_bytes, part_seconds
-        self._claim()
+        if claim(folder, identity):
+            raise UserError(f"'{folder}' holds a finished store; use --fresh or another --out")
         tokens = read_array(folder / layout.TOKENS)
         self.n_blocks, self.context_length = int(tokens.shape[0]), int(tokens.shape[1])
         if tokens.size > 2**32:
@@ -54,39 +82,32 @@ class StoreWriter:
                 f"{tokens.size:,} tokens are more than one shard's positions can name; collect with --shard 0/2 and 1/2"
             )
         self.parts = folder / layout.PARTS
-        self.parts.mkdir(exist_ok=True)
+        with full_disk_named(folder):
+            self.parts.mkdir(exist_ok=True)
+        sweep(self.parts)
+        self._owner = self._digest()
         self.set_aside: list[Path] = []
-        """Parts that were damaged. Their contexts count as never collected."""
-        self._parts = list(self._sound_parts())
+        """Parts that were damaged, or of other contexts. What they cover counts as never collected."""
         self._covered = np.zeros(self.n_blocks, dtype=np.bool_)
-        for part in self._parts:
-            self._covered[part.first : part.end] = True
+        self._parts = self._sound_parts()
         self._began: int | None = None
         self._buffer: list[dict[str, Any]] = []
         self._since = time.monotonic()
 
-    def _claim(self) -> None:
-        path = self.folder / layout.IDENTITY
-        if not path.is_file():
-            write_json(path, self.identity)
-            return
-        try:
-            found = json.loads(path.read_text())
-        except ValueError as error:
-            raise Damaged(f"'{path}' is damaged ({error}); use --fresh or another --out") from error
-        apart = layout.differences(self.identity, found)
-        if apart:
-            raise UserError(
-                f"'{self.folder}' holds a half-written store of something else ({'; '.join(apart)}); "
-                "use --fresh or another --out"
-            )
+    def _digest(self) -> bytes:
+        """16 bytes that are the same for parts of the same SAE, shard and text alone."""
+        of = [self.identity, str(self.shard), self.first_block, self.n_latents]
+        of += [sha256_of(self.folder / name) for name in (layout.TOKENS, layout.DOCUMENTS)]
+        return hashlib.sha256(json.dumps(of, sort_keys=True).encode()).digest()[:16]
 
     def _sound_parts(self) -> list[Part]:
         found = []
         for path, part in parts_in(self.parts):
-            if isinstance(part, Damaged):
+            # Two processes that were started on one folder leave parts that overlap.
+            if isinstance(part, Damaged) or part.owner != self._owner or self._covered[part.first : part.end].any():
                 self._put_aside(path)
             else:
+                self._covered[part.first : part.end] = True
                 found.append(part)
         return found
 
@@ -142,7 +163,7 @@ class StoreWriter:
             if len(self._buffer) > 1:
                 order = torch.sort(torch.from_numpy(arrays["latents"]), stable=True).indices.numpy()
                 arrays = {name: array[order] for name, array in arrays.items()}
-            part = Part.write(self.parts, self._began, self._buffer[-1]["end"], arrays)
+            part = Part.write(self.parts, self._began, self._buffer[-1]["end"], arrays, self._owner)
             self._parts.append(part)
             self._covered[part.first : part.end] = True
         self._began, self._buffer = None, []
@@ -160,6 +181,9 @@ class StoreWriter:
             raise ValueError(f"{int((~self._covered).sum())} of {self.n_blocks} contexts are not collected yet")
         parts = sorted(self._parts, key=lambda part: part.first)
         self._verify(parts)
+        for name in (layout.INDPTR, layout.POSITIONS, layout.VALUES, layout.STATISTICS):
+            # Of a writer that was killed here. Without a manifest they are worth only the room they take.
+            (self.folder / name).unlink(missing_ok=True)
         n = sum(part.n for part in parts)
         needed = PER_ENTRY * n + 64 * self.n_latents
         free = shutil.disk_usage(self.folder).free
@@ -171,16 +195,14 @@ class StoreWriter:
         merge(parts, self.n_latents, self.folder, budget=budget, on_entries=on_entries)
         write_statistics(self.folder, read_array(self.folder / layout.INDPTR))
         documents = read_array(self.folder / layout.DOCUMENTS)
-        write_json(self.folder / layout.MANIFEST, {
+        manifest = {
             "version": layout.VERSION,
             "identity": self.identity,
             "n_latents": self.n_latents,
             "n_activations": n,
             "n_tokens": int(sum(np.count_nonzero(some >= 0) for some in np.array_split(documents, 64))),
             "shard": {"index": self.shard.index, "count": self.shard.count, "first_block": self.first_block},
-            "files": {
-                name: {"bytes": (self.folder / name).stat().st_size, "sha256": sha256_of(self.folder / name)}
-                for name in layout.ARRAYS
-            },
-        })  # fmt: skip
+            "files": {name: layout.recorded(self.folder / name) for name in layout.ARRAYS},
+        }
+        write_json(self.folder / layout.MANIFEST, {**manifest, layout.SEAL: layout.seal(manifest)})
         shutil.rmtree(self.parts, ignore_errors=True)
