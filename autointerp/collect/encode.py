@@ -80,7 +80,8 @@ def collect_stores(
             on_tokens(done)
     for _, writer in writing:
         writer.flush()  # of all, before finishing one fails
-    for _, writer in writing:
+    for target, writer in writing:
+        say(f"putting {writer.n_activations:,} activations in order in {target.folder}")
         writer.finalise(budget=budget, on_entries=on_entries)
 
 

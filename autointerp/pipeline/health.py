@@ -67,6 +67,9 @@ def check_store(folder: Path) -> Iterator[Line]:
     yield Line("ok", text)
     known = ("model", "hookpoint", "dataset", "sae_sha")
     yield Line("ok", "collected from: " + _pairs({name: identity.get(name) for name in known}))
+    for parts in (shard.folder / layout.PARTS for shard in store.shards):
+        if parts.is_dir():
+            yield Line("warn", f"'{parts}' was left over by a kill", "delete it: the store is finished without it")
 
 
 def _unfinished_store(store: Path) -> Iterator[Line]:

@@ -22,6 +22,7 @@ from autointerp.pipeline.embeddings import KeptEmbeddings
 from autointerp.pipeline.names import sae_id
 from autointerp.pipeline.run import Run
 from autointerp.progress import Reporter
+from autointerp.sampling.sampler import VERSION as SAMPLING_VERSION
 from autointerp.sampling.sampler import Sampler
 from autointerp.seeds import derive
 from autointerp.shards import WHOLE, Shard
@@ -220,7 +221,7 @@ class Session:
         settings = self.settings.sampling.model_dump()
         by_meaning = "embedding" in (*settings["explain_negatives"], *settings["score_negatives"])
         embedder = self.settings.score.embedder if by_meaning else None
-        return fingerprint([self.store.identity, settings, self.settings.seed, embedder])
+        return fingerprint([SAMPLING_VERSION, self.store.identity, settings, self.settings.seed, embedder])
 
     @property
     def about_sae(self) -> dict[str, Any]:

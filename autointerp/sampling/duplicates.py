@@ -1,7 +1,7 @@
 """Windows that say almost the same as an earlier one: boilerplate would put one text on both sides of a split.
 
 Windows are compared as sets of pairs of neighbouring tokens by MinHash (Broder 1997), with banding to find
-candidates. Another token in the middle of 32, or a shift by three, leaves a similarity of 0.8.
+candidates. Another token in the middle of 32, or a shift by three, leaves a similarity above 0.8.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ passing over windows in which the latent fires, duplicates, and what it has take
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Protocol
@@ -28,7 +28,7 @@ NEIGHBOURS = 10
 SAMPLE = 512
 """Windows with one token, or of one neighbour, that are looked at first."""
 
-Windows = NDArray[np.int64]
+Windows = NDArray[np.integer]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ class SameToken:
     def candidates(self, fired: Fired, side: int, rng: np.random.Generator) -> Iterator[Windows]:
         tokens, counts = np.unique(fired.peak_tokens, return_counts=True)
         common = np.argsort(-counts, kind="stable")[:PEAK_TOKENS]
-        pools = [self.windows[self.edges[t] : self.edges[t + 1]].astype(np.int64) for t in tokens[common].tolist()]
+        pools = [self.windows[self.edges[t] : self.edges[t + 1]] for t in tokens[common].tolist()]
         return _in_turn(pools, counts[common].astype(np.float64), fired, rng)
 
 
@@ -102,7 +102,7 @@ class OfNeighbours:
 
     def _windows(self, latent: int) -> Windows:
         at = self.grid.window_of[self.store.of(latent)[0]]
-        windows = at[runs(at)].astype(np.int64)
+        windows = at[runs(at)]
         return windows[windows >= 0]
 
 
@@ -135,19 +135,22 @@ class Embedded:
 
 
 def _in_turn(
-    pools: list[Windows], weights: NDArray[np.float64], fired: Fired, rng: np.random.Generator
+    pools: Sequence[Windows], weights: NDArray[np.float64], fired: Fired, rng: np.random.Generator
 ) -> Iterator[Windows]:
     """Free windows of all pools, such that the first n hold of each pool about its share of the weights.
 
-    Of large pools a sample comes first: a few windows are wanted of what may be millions.
+    Of large pools samples come first: a few windows are wanted of what may be millions.
     """
     if not pools:
         return
-    samples = [pool if len(pool) <= SAMPLE else rng.choice(pool, SAMPLE, replace=False) for pool in pools]
-    for some in (samples, pools):
+    largest = max(map(len, pools))
+    for most in (SAMPLE, 32 * SAMPLE, largest):
+        some = [pool if len(pool) <= most else rng.choice(pool, most, replace=False) for pool in pools]
         free = [fired.free(rng.permutation(pool)) for pool in some]
         turn = np.concatenate([(np.arange(len(one)) + 0.5) / w for one, w in zip(free, weights, strict=True)])
         yield np.concatenate(free)[np.argsort(turn, kind="stable")]
+        if largest <= most:
+            return
 
 
 class Taker:

@@ -30,6 +30,9 @@ from autointerp.subject.load import SubjectModel
 from autointerp.types import LatentRecord
 from scoring.types import HARD, RANDOM, Window
 
+VERSION = "1"
+"""Goes up whenever the same settings draw other windows, so that no result is taken for one of these."""
+
 Embed = Callable[[Sequence[str]], NDArray[np.float32]]
 """Texts to vectors of unit length, `[n, E]`."""
 
@@ -156,9 +159,8 @@ class Sampler:
         windows = self.spans.activating(firing, start, length, quantile)
         if explaining:
             drawing.shown = firing.windows[mine[chosen]]
-        fired = Fired(
-            drawing.latent, self.spans.tokens[firing.peak_at], drawing.shown, lambda some: taker.free(some, side)
-        )
+        at_peaks = self.spans.tokens[firing.peak_at[drawing.side_of == side]]
+        fired = Fired(drawing.latent, at_peaks, drawing.shown, lambda some: taker.free(some, side))
         for name in negatives:
             source_rng = rng if name == "random" else generator(self.seed, name, SIDES[side], *drawing.who)
             taken = taker.take(self._sources[name].candidates(fired, side, source_rng), side, n_negative)

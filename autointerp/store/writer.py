@@ -129,6 +129,11 @@ class StoreWriter:
                 "same command again, which collects its contexts anew and nothing else"
             )
 
+    @property
+    def n_activations(self) -> int:
+        """In parts on the disk."""
+        return sum(part.n for part in self._parts)
+
     def missing(self, span: slice) -> list[slice]:
         """Stretches of contexts within the span that are in no part on the disk."""
         open_ = np.flatnonzero(~self._covered[span]) + span.start
@@ -184,7 +189,7 @@ class StoreWriter:
         for name in (layout.INDPTR, layout.POSITIONS, layout.VALUES, layout.STATISTICS):
             # Of a writer that was killed here. Without a manifest they are worth only the room they take.
             (self.folder / name).unlink(missing_ok=True)
-        n = sum(part.n for part in parts)
+        n = self.n_activations
         needed = PER_ENTRY * n + 64 * self.n_latents
         free = shutil.disk_usage(self.folder).free
         if free < needed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import re
@@ -26,7 +27,9 @@ import autointerp.cli.commands  # noqa: F401  (registers the verbs)
 import sae as sae_package
 from autointerp.cli import doctor
 from autointerp.cli._main import app
+from autointerp.files import write_array
 from autointerp.pipeline.health import Line
+from autointerp.shards import WHOLE, Shard
 from autointerp.store import layout
 from autointerp.store.writer import StoreWriter
 from prompts import render
@@ -225,21 +228,40 @@ def test_a_file_that_hides_a_package_ends_every_verb(elsewhere: Path) -> None:
 # --- a store --------------------------------------------------------------------------------------------------------
 
 
+N_CONTEXTS = 6
+
+
+def begin(folder: Path, shard: Shard = WHOLE) -> StoreWriter:
+    """A store of six contexts, or of a shard of so many, whose parts are two contexts each."""
+    tokens = np.arange(16 * N_CONTEXTS, dtype=np.int32).reshape(N_CONTEXTS, 16)
+    write_array(folder / layout.TOKENS, tokens)
+    write_array(folder / layout.DOCUMENTS, np.zeros_like(tokens))
+    return StoreWriter(
+        folder, {"model": "tiny", "hookpoint": "layers.0"}, n_latents=4, shard=shard,
+        first_block=N_CONTEXTS * shard.index, part_bytes=2**30, part_seconds=math.inf,
+    )  # fmt: skip
+
+
+def collected(writer: StoreWriter, n: int = N_CONTEXTS) -> StoreWriter:
+    """With its first `n` contexts on the disk, a part for two of them."""
+    for first in range(0, n, 2):
+        dense = torch.rand(32, 4, generator=torch.Generator().manual_seed(first)).sub(0.5).relu()
+        writer.add(slice(first, first + 2), np.arange(32) + 16 * first, SparseCodes.from_dense(dense))
+        writer.flush()
+    return writer
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
     folder = tmp_path / "store"
-    writer = StoreWriter(folder, {"model": "tiny", "hookpoint": "layers.0"}, n_latents=4, n_parts=1)
-    writer.write_tokens(np.arange(32, dtype=np.int32).reshape(2, 16), np.zeros((2, 16), dtype=np.int32))
-    dense = torch.rand(32, 4, generator=torch.Generator().manual_seed(0)).sub(0.5).relu()
-    writer.add(0, np.arange(32), SparseCodes.from_dense(dense))
-    writer.finalise()
+    collected(begin(folder)).finalise()
     return folder
 
 
 def test_a_whole_store(store: Path) -> None:
     code, output = run("--store", store)
     assert code == 0
-    assert levels(output, "4 latents over 32 tokens") == ["ok"] and levels(output, "model=tiny") == ["ok"]
+    assert levels(output, "4 latents over 96 tokens") == ["ok"] and levels(output, "model=tiny") == ["ok"]
 
 
 @pytest.mark.parametrize("name", layout.ARRAYS)
@@ -259,6 +281,108 @@ def test_a_manifest_that_is_none(store: Path, manifest: str | None) -> None:
     code, output = run("--store", store)
     assert code == 1
     assert "FAIL" in output.split("[store]")[1].splitlines()[1]
+
+
+def store_lines(output: str) -> list[str]:
+    return output.split("[store]\n")[1].splitlines()[:-1]
+
+
+def test_a_half_written_store_says_how_far_it_is(tmp_path: Path) -> None:
+    folder = tmp_path / "store"
+    for n in (0, 4, 6):
+        shutil.rmtree(folder, ignore_errors=True)
+        collected(begin(folder), n)
+        code, output = run("--store", folder)
+        assert code == 0
+        assert store_lines(output) == [
+            f"warn  '{folder}': unfinished, {n} of 6 contexts collected",
+            "      -> run the command that collected it again: it goes on from there",
+        ]
+    # Killed before there were any tokens.
+    shutil.rmtree(folder)
+    folder.mkdir()
+    (folder / layout.IDENTITY).write_text("{}")
+    code, output = run("--store", folder)
+    assert code == 0 and levels(output, "unfinished, no contexts yet collected") == ["warn"]
+
+
+def test_looking_changes_nothing(tmp_path: Path) -> None:
+    collected(begin(tmp_path / "store"), 4)
+    parts = tmp_path / "store" / layout.PARTS
+    flipped(next(parts.iterdir()))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert run("--store", tmp_path / "store")[0] == 1
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def flipped(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut off", "garbage"])
+def test_damaged_parts_are_failures(tmp_path: Path, damage: str) -> None:
+    folder = tmp_path / "store"
+    collected(begin(folder), 4)
+    path = sorted((folder / layout.PARTS).iterdir())[1]
+    if damage == "flipped":
+        flipped(path)
+    else:
+        path.write_bytes(path.read_bytes()[:-9] if damage == "cut off" else b"garbage" * 50)
+    code, output = run("--store", folder)
+    assert code == 1
+    assert levels(output, path.name) == ["FAIL"] and levels(output, "unfinished, 2 of 6 contexts collected") == ["warn"]
+    failed = next(i for i, line in enumerate(store_lines(output)) if line.startswith("FAIL"))
+    assert "sets the part aside and collects its contexts anew" in store_lines(output)[failed + 1]
+
+
+def test_tokens_of_a_half_written_store_that_are_cut_off(tmp_path: Path) -> None:
+    folder = tmp_path / "store"
+    collected(begin(folder), 4)
+    path = folder / layout.TOKENS
+    path.write_bytes(path.read_bytes()[:-9])
+    code, output = run("--store", folder)
+    assert code == 1 and levels(output, f"'{path}' is damaged") == ["FAIL"]
+
+
+def test_a_sharded_store_says_which_shards_are_missing(tmp_path: Path) -> None:
+    folder = tmp_path / "store"
+    shards = [Shard(i, 4) for i in range(4)]
+    collected(begin(layout.shard_folder(folder, shards[0]), shards[0])).finalise()
+    collected(begin(layout.shard_folder(folder, shards[2]), shards[2]), 4)
+    code, output = run("--store", folder)
+    assert code == 0
+    assert [line[:5].strip() for line in store_lines(output)] == ["ok", "warn", "", "warn", "", "warn", ""]
+    assert levels(output, "shard-0-of-4': finished, every file as it was written") == ["ok"]
+    assert levels(output, "shard 1/4 is missing") == levels(output, "shard 3/4 is missing") == ["warn"]
+    assert levels(output, "shard-2-of-4': unfinished, 4 of 6 contexts collected") == ["warn"]
+    assert "-> run `autointerp collect --shard 3/4` with the settings of the others" in output
+    flipped(folder / "shard-0-of-4" / layout.VALUES)
+    code, output = run("--store", folder)
+    assert code == 1 and levels(output, f"{layout.VALUES}' is damaged") == ["FAIL"]
+    begin(folder / "shard-0-of-2", Shard(0, 2))
+    code, output = run("--store", folder)
+    assert code == 1 and levels(output, "shards of several divisions (of 2, of 4)") == ["FAIL"]
+
+
+def test_all_shards(tmp_path: Path) -> None:
+    for shard in (Shard(0, 2), Shard(1, 2)):
+        collected(begin(layout.shard_folder(tmp_path / "store", shard), shard)).finalise()
+    code, output = run("--store", tmp_path / "store")
+    assert code == 0 and levels(output, "4 latents over 192 tokens, every file as it was written") == ["ok"]
+
+
+def test_parts_that_a_kill_left_over(store: Path) -> None:
+    (store / layout.PARTS).mkdir()
+    code, output = run("--store", store)
+    assert code == 0 and levels(output, f"{layout.PARTS}' was left over by a kill") == ["warn"]
+
+
+def test_no_store(tmp_path: Path) -> None:
+    for folder in (tmp_path / "nowhere", tmp_path):
+        code, output = run("--store", folder)
+        assert code == 1 and levels(output, "no finished latent store in") == ["FAIL"]
 
 
 # --- an SAE ---------------------------------------------------------------------------------------------------------

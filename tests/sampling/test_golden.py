@@ -20,13 +20,13 @@ GOLDEN: dict[tuple[int, int, bool], dict[str, str]] = {
         "explain": (
             "activating: 70-8/0 45-8/1 82-9/2 198-7/3"
             "; random: 3d-8 260-8"
-            "; hard:same_token: 258-8 2e9-8"
+            "; hard:same_token: 258-8 2be-9"
             "; hard:cofiring: 93-8 78-9"
         ),
         "score": (
             "activating: 1b0-8/0 1f7-8/1 2af-7/2 2e-5/3 a0-7/3"
             "; random: 1a-7 236-5 17d-8"
-            "; hard:same_token: 12f-8 c8-7 149-8"
+            "; hard:same_token: 9-8 1a8-8 12f-8"
             "; hard:cofiring: 229-7 21-7 d0-9"
         ),
         "prompts": "activating: 1aa-c/0 208-a/3 16c-5/4",
@@ -35,13 +35,13 @@ GOLDEN: dict[tuple[int, int, bool], dict[str, str]] = {
         "explain": (
             "activating: 6f-8/0 41-8/1 86-9/2 198-7/3"
             "; random: 260-8 104-a"
-            "; hard:same_token: 258-8 2e9-8"
+            "; hard:same_token: 258-8 2be-9"
             "; hard:cofiring: 93-8 78-9"
         ),
         "score": (
             "activating: 1b0-8/0 1f6-8/1 2af-7/2 2c-5/3 a0-7/3"
             "; random: 1a-7 236-5 17d-8"
-            "; hard:same_token: 12f-8 c8-7 149-8"
+            "; hard:same_token: 9-8 1a8-8 12f-8"
             "; hard:cofiring: 229-7 21-7 d0-9"
         ),
         "prompts": "activating: 1aa-c/0 208-a/3 16c-5/4",
@@ -50,14 +50,14 @@ GOLDEN: dict[tuple[int, int, bool], dict[str, str]] = {
         "explain": (
             "activating: 2d0-7/0 2be-9/1 93-8/2 24d-8/3"
             "; random: 3d-8 29b-8"
-            "; hard:same_token: 118-5 60-7"
+            "; hard:same_token: 118-5 190-8"
             "; hard:cofiring: 10e-a 161-7"
         ),
         "score": (
             "activating: 1da-6/0 1b0-8/0 12f-8/1 211-8/2 1ee-9/3"
             "; random: ae-7 28-6 11e-9"
-            "; hard:same_token: 208-9 302-9 138-8"
-            "; hard:cofiring: 1f7-8 1d4-6 2af-7"
+            "; hard:same_token: 208-9 1d4-6 1f7-8"
+            "; hard:cofiring: 2af-7 1cb-8 127-8"
         ),
         "prompts": "activating: 1aa-c/0 222-6/2 8-c/4",
     },
@@ -65,14 +65,14 @@ GOLDEN: dict[tuple[int, int, bool], dict[str, str]] = {
         "explain": (
             "activating: 2d0-7/0 2be-9/1 93-8/2 249-8/3"
             "; random: 3d-8 29b-8"
-            "; hard:same_token: 118-5 60-7"
+            "; hard:same_token: 118-5 190-8"
             "; hard:cofiring: 10e-a 161-7"
         ),
         "score": (
             "activating: 1d8-6/0 1b0-8/0 12c-8/1 210-8/2 1ee-9/3"
             "; random: ae-7 28-6 11e-9"
-            "; hard:same_token: 302-9 138-8 2af-7"
-            "; hard:cofiring: 1f7-8 1cb-8 229-7"
+            "; hard:same_token: 1f7-8 1a8-8 1e7-6"
+            "; hard:cofiring: 2af-7 1cb-8 229-7"
         ),
         "prompts": "activating: 1aa-c/0 222-6/2 8-c/4",
     },
@@ -80,13 +80,13 @@ GOLDEN: dict[tuple[int, int, bool], dict[str, str]] = {
         "explain": (
             "activating: 186-a/0 2e1-8/1 70-8/2 34-9/3"
             "; random: 3d-8 29b-8"
-            "; hard:same_token: 30c-a 268-7"
+            "; hard:same_token: 10e-a 15a-7"
             "; hard:cofiring: 245-8 78-9"
         ),
         "score": (
             "activating: 1c3-8/0 e1-8/1 2a8-7/1 a7-7/2 1ff-8/3"
             "; random: 230-6 2e-5 208-9"
-            "; hard:same_token: 138-8 1e0-7 149-8"
+            "; hard:same_token: 17d-8 bf-9 219-8"
             "; hard:cofiring: 1f7-8 1ba-9 127-8"
         ),
         "prompts": "activating: d9-c/0 a0-c/2 230-b/3",
@@ -95,13 +95,13 @@ GOLDEN: dict[tuple[int, int, bool], dict[str, str]] = {
         "explain": (
             "activating: 186-a/0 2e1-8/1 6e-8/2 35-9/3"
             "; random: 29b-8 15a-7"
-            "; hard:same_token: 30c-a 268-7"
+            "; hard:same_token: 10e-a 161-7"
             "; hard:cofiring: 245-8 78-9"
         ),
         "score": (
             "activating: 1c4-8/0 e0-8/1 2a9-7/1 a8-7/2 1fd-8/3"
             "; random: 230-6 2e-5 208-9"
-            "; hard:same_token: 138-8 1e0-7 149-8"
+            "; hard:same_token: 17d-8 bf-9 219-8"
             "; hard:cofiring: 1ba-9 127-8 1d4-6"
         ),
         "prompts": "activating: d9-c/0 a0-c/2 230-b/3",

@@ -84,15 +84,17 @@ def test_random_windows_are_any(truth: Planted, store: LatentStore) -> None:
 def test_same_token(truth: Planted, store: LatentStore, latent: int) -> None:
     sampler = of_source(store, "same_token")
     values, grid, record = truth.of(latent), sampler.grid, sampler.record(latent)
-    pole, peaks = record.pole, Counter[int]()
-    for begin, n in zip(grid.start.tolist(), grid.length.tolist(), strict=True):
-        here = values[begin : begin + n]
-        at = int(np.abs(here).argmax())
-        if np.sign(here[at]) == pole:
-            peaks[int(truth.flat[begin + at])] += 1
-    least = sorted(peaks.values(), reverse=True)[:PEAK_TOKENS][-1] if peaks else 0
-    common = {token for token, count in peaks.items() if count >= least}
     for side, windows in enumerate((record.explain, record.score)):
+        # Of this side alone: what is shown to an explainer says nothing of the scoring documents.
+        peaks = Counter[int]()
+        for window in grid.side(side).tolist():
+            begin = int(grid.start[window])
+            here = values[begin : begin + int(grid.length[window])]
+            at = int(np.abs(here).argmax())
+            if np.sign(here[at]) == record.pole:
+                peaks[int(truth.flat[begin + at])] += 1
+        least = sorted(peaks.values(), reverse=True)[:PEAK_TOKENS][-1] if peaks else 0
+        common = {token for token, count in peaks.items() if count >= least}
         drawn = silent(windows, "same_token")
         for w in drawn:
             assert common & set(w.tokens)

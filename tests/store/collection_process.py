@@ -1,7 +1,7 @@
 """Collections in processes that kill themselves at a given moment, forked from one that has imported everything.
 
-The server reads a line of JSON a collection, `{"out": folder, "text": file, "model": folder, "sae": folder,
-"kill": [moment, n], "after": seconds, "log": file}`, has a process do it, and prints the status it ended with.
+The server is given the subject model, and reads a line of JSON a collection: `{"out": folder, "text": file,
+"sae": folder, "kill": [moment, n], "after": seconds, "log": file}`, has a process do it, and prints the status it ended with.
 `after` so long it is killed from outside (if not null). A moment is `what:file`, of which the n-th time counts:
 
 - `append`, `close`: an array is being written
@@ -48,17 +48,12 @@ def targets_of(sae_folder: str, out: Path) -> list[Any]:
     ]
 
 
-def collect(out: Path, text: str, model: str, sae: str, at: Callable[[str], None], log: Path | None) -> None:
+def collect(out: Path, text: str, subject: Any, sae: str, at: Callable[[str], None], log: Path) -> None:
     """The whole of it, in many small parts, from the text to two finished stores. `at` hears of every moment."""
-    import torch
-
     from autointerp.collect import encode
     from autointerp.collect.tokenise import tokenise
     from autointerp.config import DataSettings
     from autointerp.store import writer
-    from autointerp.subject.load import load_subject
-
-    torch.set_num_threads(1)
 
     def in_small_parts(*args: Any, **how: Any) -> writer.StoreWriter:
         return writer.StoreWriter(*args, **{**how, "part_bytes": PART_BYTES[args[0].name]})
@@ -68,13 +63,11 @@ def collect(out: Path, text: str, model: str, sae: str, at: Callable[[str], None
 
     def logged(subject: Any, writing: Any, blocks: Any, span: slice) -> None:
         real(subject, writing, blocks, span)
-        if log is not None:
-            with log.open("a") as file:
-                file.writelines(f"{target.folder.name} {span.start} {span.stop}\n" for target, _ in writing)
+        with log.open("a") as file:
+            file.writelines(f"{target.folder.name} {span.start} {span.stop}\n" for target, _ in writing)
 
     encode._encode = logged
     encode.StoreWriter = in_small_parts  # type: ignore[assignment,misc]
-    subject = load_subject(model)
     data = DataSettings(dataset=text, tokens=6000, context_length=32, skip_first=1, batch_tokens=BATCH_TOKENS)
     targets = targets_of(sae, out)
     blocks = tokenise(subject, data, targets[0].folder, seed=0, skip_documents=0)
@@ -131,24 +124,26 @@ def watch(at: Callable[[str], None]) -> None:
 
 
 def serve() -> None:
-    import datasets  # noqa: F401
-    import transformers.models.llama.modeling_llama  # noqa: F401
+    import torch
 
     import autointerp.collect.encode
     import autointerp.collect.tokenise  # noqa: F401
+    from autointerp.subject.load import load_subject
 
+    torch.set_num_threads(1)  # threads do not come along to a forked process
+    subject = load_subject(sys.argv[1])
     for line in sys.stdin:
         order = json.loads(line)
         child = os.fork()
         if not child:
-            carry_out(order)
+            carry_out(order, subject)
         if order["after"] is not None:
             time.sleep(order["after"])
             os.kill(child, signal.SIGKILL)  # ours until it has been waited for, ended or not
         print(os.waitpid(child, 0)[1], flush=True)
 
 
-def carry_out(order: dict[str, Any]) -> None:
+def carry_out(order: dict[str, Any], subject: Any) -> None:
     kill, seen = order["kill"], Counter[str]()
 
     def at(moment: str) -> None:
@@ -160,8 +155,7 @@ def carry_out(order: dict[str, Any]) -> None:
 
     code = 1
     try:
-        log = Path(order["log"]) if order["log"] else None
-        collect(Path(order["out"]), order["text"], order["model"], order["sae"], at, log)
+        collect(Path(order["out"]), order["text"], subject, order["sae"], at, Path(order["log"]))
         code = 0
     except BaseException as error:
         print(repr(error), file=sys.stderr, flush=True)
@@ -193,9 +187,8 @@ class Collections:
 
 
 @contextmanager
-def collections(about: dict[str, str], log: Path) -> Iterator[Collections]:
-    command = [sys.executable, __file__]
-    # A forked process must not need the threads of its parent.
+def collections(model: Path, about: dict[str, str], log: Path) -> Iterator[Collections]:
+    command = [sys.executable, __file__, str(model)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment

@@ -232,7 +232,8 @@ class Collection:
         self.dictionary = topk.create({"d_in": planted.WIDTH, "n_latents": 24, "k": 4}, sae.SAEMetadata())
         self.dictionary.initialise(0)
         self.encoded: list[int] = []
-        self.said: list[str] = []
+        self.aside: list[str] = []
+        """What it said of parts set aside, a line each."""
         real = encode._encode
 
         def spy(subject: Any, writing: Any, blocks: Any, span: slice) -> None:
@@ -253,12 +254,15 @@ class Collection:
                 raise KeyboardInterrupt
 
         self.encoded.clear()
-        self.said.clear()
+        self.aside.clear()
+
+        def say(text: str) -> None:
+            if "set aside" in text:
+                self.aside.append(text)
+
         blocks = tokenise(self.subject, self.data, folder, seed=0, skip_documents=0, shard=shard)
         target = Target(self.dictionary, "layers.1", folder, {"sae_sha": "deep", **identity})
-        collect_stores(
-            self.subject, [target], blocks, shard=shard, batch_tokens=320, on_tokens=on_tokens, say=self.said.append
-        )
+        collect_stores(self.subject, [target], blocks, shard=shard, batch_tokens=320, on_tokens=on_tokens, say=say)
 
     def half(self, folder: Path, **how: Any) -> Path:
         with pytest.raises(KeyboardInterrupt):
@@ -314,10 +318,12 @@ def test_a_part_that_is_none_is_collected_again_and_nothing_else(
     with pytest.raises(KeyboardInterrupt):
         collection.run(folder, stop=0)
     aside = some.path.with_suffix(".damaged")
-    assert aside.is_file() and not some.path.exists() and [str(some.path) in line for line in collection.said] == [True]
+    assert (
+        aside.is_file() and not some.path.exists() and [str(some.path) in line for line in collection.aside] == [True]
+    )
     left = sorted({*range(some.first, some.end), *range(parts[-1].end, 188)})
     collection.run(folder)
-    assert not collection.said
+    assert not collection.aside
     assert collection.encoded == left and files(folder) == whole
 
 
@@ -356,7 +362,7 @@ def test_parts_of_other_stores_are_not_taken_in(
     shutil.copy(parts[2].path, parts[2].path.with_name("9999999999-9999999999.part"))
     with pytest.raises(KeyboardInterrupt):
         collection.run(folder, stop=0)
-    assert len(collection.said) == 3
+    assert len(collection.aside) == 3
     collection.run(folder)
     assert collection.encoded == [*range(parts[0].first, parts[1].end), *range(parts[-1].end, 188)]
     assert files(folder) == whole
@@ -411,7 +417,7 @@ def test_an_identity_that_is_lost_or_garbage(collection: Collection, whole: dict
     n = len(parts_of(folder))
     with pytest.raises(KeyboardInterrupt):
         collection.run(folder, stop=0, sae="another")
-    assert len(collection.said) == n and not parts_of(folder)
+    assert len(collection.aside) == n and not parts_of(folder)
     path.unlink()
     collection.run(folder)
     assert files(folder) == whole

@@ -51,8 +51,7 @@ def server(world: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Col
     folder = tmp_path_factory.mktemp("server")
     text = folder / "text.txt"
     text.write_text("\n\n".join(json.loads(line)["text"] for line in world.corpus.open()))
-    about = {"text": str(text), "model": str(world.model), "sae": str(world.sae)}
-    with collections(about, folder / "log") as served:
+    with collections(world.model, {"text": str(text), "sae": str(world.sae)}, folder / "log") as served:
         yield served
 
 
