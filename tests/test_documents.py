@@ -103,8 +103,8 @@ def test_make_targets_exist() -> None:
 
 
 def test_every_verb_is_in_the_table(cli: Callable[..., Any]) -> None:
-    from autointerp.cli import commands as registered
     from autointerp.cli import collecting, training
+    from autointerp.cli import commands as registered
     from autointerp.cli._main import app
 
     assert registered and training and collecting

@@ -5,13 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from autointerp.collect.encode import Target, collect_stores
-from autointerp.collect.tokenise import tokenise
+from autointerp.collect.tokenise import PLACE, tokenise
 from autointerp.errors import UserError
 from autointerp.pipeline.session import Session
 from autointerp.shards import WHOLE, Shard
 from autointerp.store import layout
+from autointerp.store.writer import claim
 
 
 def collect(sessions: Sequence[Session], shard: Shard = WHOLE) -> list[Path]:
@@ -23,17 +25,18 @@ def collect(sessions: Sequence[Session], shard: Shard = WHOLE) -> list[Path]:
     first = sessions[0]
     _agree(sessions)
     for session in sessions:
-        _claim(session.store_folder, shard)
+        _same_division(session.store_folder, shard)
     # Documents that any of the SAEs was trained on are left out for all.
     skip = max(session.skip_documents for session in sessions)
     targets = [
         Target(
             session.sae, session.hookpoint, layout.shard_folder(session.store_folder, shard),
-            {**session.identity, "skip_documents": skip},
+            _identity(session, layout.shard_folder(session.store_folder, shard), skip),
         )
         for session in sessions
     ]  # fmt: skip
-    todo = [target for target in targets if not (target.folder / layout.MANIFEST).is_file()]
+    # Refuses, before anything is read, what holds something else.
+    todo = [target for target in targets if not claim(target.folder, target.identity)]
     if todo:
         _collect(first, todo, shard, skip)
     return [target.folder for target in targets]
@@ -41,7 +44,7 @@ def collect(sessions: Sequence[Session], shard: Shard = WHOLE) -> list[Path]:
 
 def _collect(session: Session, targets: Sequence[Target], shard: Shard, skip: int) -> None:
     reporter, subject = session.reporter, session.subject
-    resuming = any((target.folder / layout.IDENTITY).is_file() for target in targets)
+    resuming = (targets[0].folder / PLACE).is_file()
     many = f"{len(targets)} SAEs" if len(targets) > 1 else "this SAE"
     reporter.say(
         f"resuming the collection of activations in {targets[0].folder}"
@@ -62,6 +65,13 @@ def _collect(session: Session, targets: Sequence[Target], shard: Shard, skip: in
     session.book("collect", blocks.n_counted, began, shard)
 
 
+def _identity(session: Session, folder: Path, skip: int) -> dict[str, Any]:
+    """What the store in a folder has to be of: with a finished one, that may have left out more documents."""
+    if (folder / layout.MANIFEST).is_file():
+        return session.acceptable(layout.read_manifest(folder)["identity"])
+    return {**session.identity, "skip_documents": skip}
+
+
 def _agree(sessions: Sequence[Session]) -> None:
     first = sessions[0]
     for session in sessions[1:]:
@@ -77,7 +87,7 @@ def _agree(sessions: Sequence[Session]) -> None:
                 )
 
 
-def _claim(store: Path, shard: Shard) -> None:
+def _same_division(store: Path, shard: Shard) -> None:
     """Whole and sharded collections of one store do not mix."""
     other = (
         next(store.glob("shard-*-of-*"), None)

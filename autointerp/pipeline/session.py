@@ -188,7 +188,7 @@ class Session:
             layout.shard_folders(self.store_folder)  # says which shards are missing, where some are there
             collect([self])
         store = LatentStore.open(self.store_folder, verify=True)
-        apart = layout.differences(self._acceptable(store.identity), store.identity)
+        apart = layout.differences(self.acceptable(store.identity), store.identity)
         if apart:
             raise UserError(
                 f"'{self.store_folder}' was collected with other settings ({'; '.join(apart)}); "
@@ -196,7 +196,7 @@ class Session:
             )
         return store
 
-    def _acceptable(self, found: dict[str, Any]) -> dict[str, Any]:
+    def acceptable(self, found: dict[str, Any]) -> dict[str, Any]:
         """The identity wanted; a store that leaves out more documents than this SAE was trained on is as good."""
         skipped = found.get("skip_documents")
         free = self.settings.data.skip_documents is None and isinstance(skipped, int) and skipped >= self.skip_documents

@@ -115,6 +115,9 @@ def test_other_settings_are_refused(world: Any, whole: Path, cli: Callable[..., 
     ended = cli("explain", "--sae", world.sae, "--out", whole, *EXPLAIN, "--set", "data.skip_first=3")
     assert ended.code == 2
     assert "skip_first: 0 instead of 3" in ended.err or "skip_first: 1 instead of 3" in ended.err
+    for more in (("--tokens", 9000), ("--set", "data.skip_first=3")):
+        ended = cli("collect", "--sae", world.sae, "--out", whole, *SMALL, *more)
+        assert ended.code == 2 and "holds a finished store of something else" in ended.err, ended.err
     model = tmp_path / "m"
     model.mkdir()
     ended = cli("collect", "--sae", world.sae, "--model", model, "--out", tmp_path / "x", *SMALL)

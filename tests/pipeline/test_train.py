@@ -188,7 +188,7 @@ def test_killed_and_run_again_it_ends_with_the_same_weights(
     left = {path.name for path in out.rglob("*") if path.is_file()}
     assert left == {
         "command.txt", "config.yaml", "environment.json", "sae_metrics.parquet", "tokens.npy", "documents.npy",
-        "trained.json", "metrics.jsonl", "sae.json", "weights.safetensors",
+        "tokens.json", "trained.json", "metrics.jsonl", "sae.json", "weights.safetensors",
     }, "caches, checkpoints and states are gone"  # fmt: skip
 
 

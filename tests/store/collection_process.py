@@ -1,8 +1,9 @@
 """Collections in processes that kill themselves at a given moment, forked from one that has imported everything.
 
 The server is given the subject model, and reads a line of JSON a collection: `{"out": folder, "text": file,
-"sae": folder, "kill": [moment, n], "after": seconds, "log": file}`, has a process do it, and prints the status it ended with.
-`after` so long it is killed from outside (if not null). A moment is `what:file`, of which the n-th time counts:
+"sae": folder, "kill": [moment, n], "after": seconds, "log": file}`. It has a process do it, and prints the status
+that it ended with. `after` so long it is killed from outside (if not null). A moment is `what:file`, of which the
+n-th time counts:
 
 - `append`, `close`: an array is being written
 - `half`, `replace`: a file is whole but for its second half, or whole, and still under its temporary name

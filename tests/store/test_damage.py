@@ -275,11 +275,14 @@ def collection(world: Any, subject: SubjectModel, monkeypatch: pytest.MonkeyPatc
     return Collection(world, subject, monkeypatch)
 
 
-@pytest.fixture
-def whole(collection: Collection, tmp_path: Path) -> dict[str, bytes]:
-    collection.run(tmp_path / "whole")
-    assert collection.encoded == list(range(188))
-    return files(tmp_path / "whole")
+@pytest.fixture(scope="module")
+def whole(world: Any, subject: SubjectModel, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    folder = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patched:
+        undamaged = Collection(world, subject, patched)
+        undamaged.run(folder)
+    assert undamaged.encoded == list(range(188))
+    return files(folder)
 
 
 def parts_of(folder: Path) -> list[Part]:
