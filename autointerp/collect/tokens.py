@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,15 +95,9 @@ def batches(blocks: TokenBlocks, batch_tokens: int) -> Iterator[slice]:
     yield slice(begin, len(lengths))
 
 
-def pack(subject: SubjectModel, texts: Iterable[str], *, n_tokens: int, context_length: int, skip_first: int,
-         first_document: int = 0, source: str = "the data set") -> TokenBlocks:  # fmt: skip
+def pack(subject: SubjectModel, texts: Iterable[str], **how: Any) -> TokenBlocks:
     """All of `packed` at once."""
-    return joined(
-        packed(
-            subject, texts, n_tokens=n_tokens, context_length=context_length, skip_first=skip_first,
-            first_document=first_document, source=source,
-        )
-    )  # fmt: skip
+    return joined(packed(subject, texts, **how))
 
 
 def packed(
