@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -55,7 +54,7 @@ def collect(
     first = make_session(flags, config=config, sets=sets, quiet=quiet, plain=plain)
     sessions = [Session(first.run, first.reporter, spec) for spec in sae or [str(first.settings.sae)]]
     for session in sessions:
-        if session is not sessions[0] and session.subject_name == sessions[0].subject_name:
+        if session is not sessions[0] and session.subject_key == sessions[0].subject_key:
             session.subject = sessions[0].subject
         session.check()
     first.run.open(fresh=fresh)
@@ -67,4 +66,4 @@ def collect(
             print(f"{store.n_activations:,} activations on {store.n_tokens:,} tokens (L0 {store.l0:.1f}): {folder}")
         else:
             print(f"shard {share}: {folder}")
-    print(f"next: autointerp explain --sae {sessions[0].settings.sae} --out {Path(first.run.folder)}")
+    print(f"next: autointerp explain --sae {sessions[0].settings.sae} --out {first.run.folder}")

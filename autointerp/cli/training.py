@@ -80,7 +80,7 @@ def train(
 
 def _train(settings: RunSettings, *, fresh: bool, quiet: bool, plain: bool) -> None:
     import sae
-    from autointerp.pipeline.dictionary import RANDOM_MODEL, RANDOM_SAE
+    from autointerp.pipeline.dictionary import RANDOM_SAE, random_model_seed
     from autointerp.pipeline.grid import grid
     from autointerp.pipeline.job import Job
     from autointerp.pipeline.metrics import metric_rows, write_metrics
@@ -89,7 +89,6 @@ def _train(settings: RunSettings, *, fresh: bool, quiet: bool, plain: bool) -> N
     from autointerp.pipeline.train import recorded
     from autointerp.pipeline.train import train as train_stage
     from autointerp.progress import Reporter
-    from autointerp.seeds import derive
     from autointerp.subject.load import load_subject
     from sae.world import World
 
@@ -107,7 +106,7 @@ def _train(settings: RunSettings, *, fresh: bool, quiet: bool, plain: bool) -> N
         settings.subject.model,
         device=f"cuda:{world.local_rank}" if device == "cuda" and world.size > 1 else device,
         dtype=settings.subject.dtype,
-        random_seed=derive(settings.seed, RANDOM_MODEL) if settings.null == RANDOM_MODEL else None,
+        random_seed=random_model_seed(settings),
     )
     hookpoints = settings.train.hookpoints or ((settings.subject.hookpoint,) if settings.subject.hookpoint else ())
     cases = grid(subject, settings.train, hookpoints)

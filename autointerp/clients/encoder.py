@@ -40,7 +40,10 @@ class EncoderClient:
         self._limit = min(int(self._tokenizer.model_max_length), self._encoder.config.max_position_embeddings)
 
     async def answer(self, requests: Sequence[Request]) -> list[Reply]:
-        texts = [request.text for request in requests if isinstance(request, Embed)]
+        return self.replies([request.text for request in requests if isinstance(request, Embed)])
+
+    def replies(self, texts: Sequence[str]) -> list[Reply]:
+        """A vector for each text, or a failure; nothing is embedded twice."""
         new = [text for text in dict.fromkeys(texts) if text not in self._known]
         self._known.update(zip(new, self._embed(new), strict=True))
         return [self._known[text] if text.strip() else Failure("empty", "no text to embed") for text in texts]

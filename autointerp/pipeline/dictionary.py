@@ -85,6 +85,11 @@ def random_sae(like: SparseAutoencoder, seed: int) -> SparseAutoencoder:
     return made
 
 
+def random_model_seed(settings: RunSettings) -> int | None:
+    """Seed of the random model that `--null random_model` asks for; None where a trained one is wanted."""
+    return derive(settings.seed, RANDOM_MODEL) if settings.null == RANDOM_MODEL else None
+
+
 def control_of(dictionary: SparseAutoencoder, subject: SubjectModel) -> str:
     """What scores of this dictionary on this model are in the column `control`: `none` for the real thing."""
     if subject.null:

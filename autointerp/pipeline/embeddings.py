@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 
 from autointerp.errors import AutointerpError
 from autointerp.files import read_array, write_array
-from prompts.requests import Embed, EmbedReply, fingerprint
+from prompts.requests import EmbedReply, fingerprint
 
 if TYPE_CHECKING:
     from autointerp.clients.encoder import EncoderClient
@@ -47,17 +46,7 @@ class KeptEmbeddings:
             from autointerp.pipeline.clients import embedder
 
             self._encoder = embedder(self.session)
-        encoder = self._encoder
-        # A thread of its own: whoever draws windows may be inside an event loop already.
-        replies = _in_thread(encoder, [Embed(text) for text in texts])
-        vectors = [reply.vector for reply in replies if isinstance(reply, EmbedReply)]
+        vectors = [reply.vector for reply in self._encoder.replies(texts) if isinstance(reply, EmbedReply)]
         if len(vectors) != len(texts):
-            raise AutointerpError(f"{encoder.model} gave no vector for {len(texts) - len(vectors)} windows")
+            raise AutointerpError(f"{self._encoder.model} gave no vector for {len(texts) - len(vectors)} windows")
         return np.array(vectors, dtype=np.float32)
-
-
-def _in_thread(encoder: EncoderClient, requests: list[Embed]) -> list[object]:
-    from concurrent.futures import ThreadPoolExecutor
-
-    with ThreadPoolExecutor(1) as pool:
-        return list(pool.submit(lambda: asyncio.run(encoder.answer(requests))).result())

@@ -17,14 +17,13 @@ from autointerp.config import DataSettings, RunSettings
 from autointerp.engine.ledger import Ledger, work_key
 from autointerp.errors import UserError
 from autointerp.files import sha256_of
-from autointerp.pipeline.dictionary import RANDOM_MODEL, control_of, is_neurons, load_dictionary
+from autointerp.pipeline.dictionary import control_of, is_neurons, load_dictionary, random_model_seed
 from autointerp.pipeline.embeddings import KeptEmbeddings
 from autointerp.pipeline.names import sae_id
 from autointerp.pipeline.run import Run
 from autointerp.progress import Reporter
 from autointerp.sampling.sampler import VERSION as SAMPLING_VERSION
 from autointerp.sampling.sampler import Sampler
-from autointerp.seeds import derive
 from autointerp.shards import WHOLE, Shard
 from autointerp.store import layout
 from autointerp.store.reader import LatentStore
@@ -108,7 +107,12 @@ class Session:
         recorded = None if is_neurons(spec) else self.sae.metadata.extra.get("random_model_seed")
         if isinstance(recorded, int):
             return recorded
-        return derive(self.settings.seed, RANDOM_MODEL) if self.settings.null == RANDOM_MODEL else None
+        return random_model_seed(self.settings)
+
+    @property
+    def subject_key(self) -> tuple[str, int | None]:
+        """Sessions with the same key can share one subject model."""
+        return self.subject_name, self.random_seed
 
     @cached_property
     def reader(self) -> SubjectModel:

@@ -138,6 +138,8 @@ def test_an_sae_trained_on_a_random_model_is_read_on_it(world: Any, cli: Callabl
     seed = sae.load(folder).metadata.extra["random_model_seed"]
     identity = LatentStore.open(store).identity
     assert identity["model_sha"] == load_subject(str(world.model), random_seed=seed).fingerprint
+    both = cli("collect", "--sae", folder, "--sae", world.sae, *SMALL, "--out", tmp_path / "both")
+    assert both.code == 2 and "differ in the model" in both.err, both.err
     scores = through(cli, tmp_path / "run", "--sae", folder, "--seed", 5)
     assert set(scores["control"]) == {"random_model", "shuffled_explanation"}
 
