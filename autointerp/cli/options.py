@@ -38,11 +38,25 @@ Explainer = Annotated[str | None, typer.Option(help="How to explain; see `autoin
 Client = Annotated[str | None, typer.Option(help="Who answers chat requests; see `autointerp list clients`.")]
 Llm = Annotated[str | None, typer.Option(help="Model that explains.")]
 ScorerLlm = Annotated[str | None, typer.Option(help="Model that judges: a chat model's name, or a local folder.")]
-BaseUrl = Annotated[str | None, typer.Option(help="OpenAI-compatible server, e.g. http://127.0.0.1:8000/v1.")]
-Embedder = Annotated[str | None, typer.Option(help="Sentence encoder: a folder or a hub id.")]
-MaxConcurrency = Annotated[int | None, typer.Option(help="Requests in flight at a server.")]
+BaseUrl = Annotated[
+    str | None,
+    typer.Option(help="OpenAI-compatible server, e.g. http://127.0.0.1:8000/v1; several are joined by commas."),
+]
+Embedder = Annotated[
+    str | None, typer.Option(help="Sentence encoder: a folder, a hub id, or openai:MODEL behind an API.")
+]
+MaxConcurrency = Annotated[int | None, typer.Option(help="Most requests in flight at a server.")]
 MaxFailed = Annotated[
     float | None, typer.Option(help="End with code 4 when a larger share of the answers failed (0 to 1).")
+]
+Budget = Annotated[
+    str | None, typer.Option(help="Most that the run may spend on servers, over all its commands: 5usd, 2Mtok.")
+]
+Batch = Annotated[
+    bool | None, typer.Option("--batch", help="Ask through OpenAI's batch API: half the price, within a day.")
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Render everything, ask nothing: prints what it would cost; see `cost`.")
 ]
 Config = Annotated[Path | None, typer.Option(help="YAML file with settings; flags go before it.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="One setting, as name=value, e.g. sampling.window=64.")]

@@ -1,56 +1,67 @@
-"""Chat and embeddings from any server that speaks the OpenAI API, through the official SDK.
+"""Any server that speaks the OpenAI API, through the official SDK: OpenAI, vLLM, OpenRouter, Ollama and others.
 
-This module does not know what is asked or how an answer is graded. It does not cache, count money or
-resume; it turns every request into one reply or one `Failure`, and it keeps the API key to itself.
+This module knows how a request is written for such a server and how an answer or an error is read. It makes single
+attempts; retries, concurrency, the reply cache and money are the engine's. It keeps the API key to itself.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-import math
 import os
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
+from email.utils import parsedate_to_datetime
+from time import time
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from autointerp.clients._endpoints import Endpoint, Endpoints
+from autointerp.clients._keys import find_key, is_under, redactor, shown
+from autointerp.clients._openai_batches import BatchAPI, error_said
+from autointerp.clients._openai_replies import (
+    at,
+    read_chat,
+    read_choice,
+    read_echo,
+    read_embedding,
+    response_format,
+    said,
+)
 from autointerp.errors import UserError
-from autointerp.types import Client
-from prompts.requests import Chat, ChatReply, Embed, EmbedReply, Failure, FailureKind, Reply, Request, Usage
+from autointerp.types import Attempt, Finding
+from prompts.requests import Chat, Choice, Embed, Failure, FailureKind, Likelihood, Message, Reply, Request
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
-PLACEHOLDER_KEY = "no-key"
-"""Sent to servers that ask for none: the SDK refuses to start without one. It is no secret."""
-
-LONGEST_RETRY_AFTER = 120.0
-"""Seconds: the SDK gives up on a server that asks for more."""
 
 OVERFLOW = re.compile(r"context[ _](length|window|size)|max_model_len|too many tokens|(prompt|input) is too long", re.I)
 REFUSAL_CODES = frozenset({"content_filter", "content_policy_violation"})
-KEY_LIKE = re.compile(r"\b(sk-|Bearer\s+)[\w*.\-]{6,}", re.I)
+NO_MONEY = frozenset({"insufficient_quota", "billing_hard_limit_reached"})
+NEVER_CONNECTED = frozenset({"ConnectError", "ConnectTimeout", "UnsupportedProtocol"})
+"""Causes of a connection error after which the server has not seen the request."""
+TOP_LOGPROBS = 20
+"""The most alternatives that OpenAI and vLLM give."""
+KNOWN_PROMPTS = 64
+"""Prompts whose token ids are remembered, since many texts are scored after each."""
 
 
-class OpenAIClient(Client):
-    """`Client` for a server with `/chat/completions` and `/embeddings`.
+class OpenAIClient:
+    """`Server` with `/chat/completions`, `/completions` and `/embeddings`.
 
-    `max_concurrency` bounds the requests in flight over all calls of `answer`. `timeout` is in seconds and holds
-    for one attempt; `max_retries` further attempts follow a 408, 409, 429, 5xx, a time-out or a broken
-    connection, after the server's Retry-After or an exponential pause (both by the SDK).
-
-    The key is OPENROUTER_API_KEY for openrouter.ai and OPENAI_API_KEY for every other address, be it of OpenAI, of
-    a gateway or of an own server. Servers other than OpenAI's and OpenRouter's need none.
+    `base_url` is one address, or several that serve the same model, joined by commas. `timeout` is in seconds and
+    holds for one attempt. `identity` names the server in the reply cache where its address changes; by default it is
+    the first address. With `schemas=False` JSON schemas are not sent, for servers that do not know them.
 
     Raises:
         UserError: no key where one is needed, or an unusable argument.
     """
 
     name = "openai"
-    supports = frozenset({Chat, Embed})
+    supports: frozenset[type] = frozenset({Chat, Choice, Likelihood, Embed})
 
     def __init__(
         self,
@@ -58,271 +69,264 @@ class OpenAIClient(Client):
         base_url: str | None = None,
         max_concurrency: int = 16,
         timeout: float = 120,
-        max_retries: int = 5,
+        identity: str | None = None,
+        schemas: bool = True,
     ) -> None:
-        if max_concurrency < 1 or timeout <= 0 or max_retries < 0:
+        if max_concurrency < 1 or timeout <= 0:
             raise UserError(
-                f"openai client: max_concurrency={max_concurrency}, timeout={timeout}, max_retries={max_retries}; "
-                "they have to be at least 1, above 0 and at least 0"
+                f"openai client: max_concurrency={max_concurrency}, timeout={timeout}; "
+                "they have to be at least 1 and above 0"
             )
-        url = base_url or os.environ.get("OPENAI_BASE_URL") or DEFAULT_BASE_URL
-        self.model = model
-        self.concurrency = max_concurrency
-        self.base_url = _shown(url)
-        host = urlsplit(url).hostname or ""
-        self._key_name, key = _find_key(host)
-        self._redact = _redactor(key)
+        given = base_url or os.environ.get("OPENAI_BASE_URL") or DEFAULT_BASE_URL
+        urls = list(dict.fromkeys(url.strip() for url in given.split(",") if url.strip()))
+        self.model, self.concurrency, self.timeout, self.schemas = model, max_concurrency, timeout, schemas
+        self.urls = [shown(url) for url in urls] or [shown(given)]
+        self.price_url = self.urls[0]
+        # Without schemas the same request is answered otherwise.
+        self.identity = (identity or self.urls[0]) + ("" if schemas else " without schemas")
+        keys = [find_key(url) for url in urls]
+        self._key_name = keys[0][0]
+        self._redact = redactor(key for _, key in keys)
         # OpenAI's newer models refuse `max_tokens`; some other servers know nothing else.
-        self._limit_name = "max_completion_tokens" if _is_under(host, "openai.com") else "max_tokens"
+        openai_own = is_under(urlsplit(urls[0]).hostname or "", "openai.com")
+        self._limit_name = "max_completion_tokens" if openai_own else "max_tokens"
 
         # Imported here because it takes 0.7 s, which `autointerp --help` must not pay.
         import openai
 
         self._openai = openai
-        # The key lives in a closure, not in an attribute, so that no repr or traceback with locals can show it.
-        self._connect: Callable[[], AsyncOpenAI] = lambda: openai.AsyncOpenAI(
-            api_key=key,
-            base_url=url,
-            timeout=openai.Timeout(timeout, connect=min(10.0, timeout)),
-            max_retries=max_retries,
-        )
-        self._deadline = (max_retries + 1) * timeout + max_retries * LONGEST_RETRY_AFTER
+        # Keys live in a closure, not in an attribute, so that no repr or traceback with locals can show them.
+        self._connect: Callable[[], list[tuple[str, AsyncOpenAI]]] = lambda: [
+            (shown(url), _sdk(url, key, timeout, max_concurrency)) for url, (_, key) in zip(urls, keys, strict=True)
+        ]
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._reached = False
-        self._missed = False
-        self._senders: dict[type, Callable[[Any], Awaitable[ChatReply | EmbedReply | Failure]]] = {
-            Chat: self._chat,
-            Embed: self._embed,
+        self._senders: dict[type, Callable[[AsyncOpenAI, Any], Awaitable[Reply]]] = {
+            Chat: self._simple,
+            Choice: self._simple,
+            Embed: self._simple,
+            Likelihood: self._likelihood,
         }
+        self._prompt_ids: OrderedDict[str, list[int]] = OrderedDict()
 
     def __repr__(self) -> str:
-        return f"OpenAIClient(model={self.model!r}, base_url={self.base_url!r})"
+        return f"OpenAIClient(model={self.model!r}, base_url={','.join(self.urls)!r})"
 
-    async def answer(self, requests: Sequence[Request]) -> list[Reply]:
-        """One reply or `Failure` per request, in their order. Never raises."""
-        self._enter_loop()
-        return list(await asyncio.gather(*(self._answer_one(request) for request in requests)))
+    async def attempt(self, request: Request) -> Attempt:
+        """One try at one address. Never raises."""
+        send = self._senders.get(type(request))
+        if send is None:
+            message = f"the openai client cannot answer {type(request).__name__} requests"
+            return Attempt(Failure("error", message), charged=False)
+        endpoint = self.endpoints.pick(_beginning(request))
+        endpoint.in_flight += 1
+        try:
+            # The SDK's time-out is one per read: a server that drips white space would hold it off for ever.
+            async with asyncio.timeout(self.timeout):
+                reply = await send(endpoint.connection, request)
+            self.endpoints.reached(endpoint)
+            # A body that is no answer at all is a fault of the server or of the way, and may pass.
+            attempt = Attempt(reply, retry=isinstance(reply, Failure) and reply.kind == "error")
+        except Exception as error:  # the protocol: a failed request is an answer, and the run goes on
+            attempt = self._explain(error, endpoint)
+        finally:
+            endpoint.in_flight -= 1
+        if isinstance(attempt.reply, Failure):
+            return replace(attempt, reply=replace(attempt.reply, message=self.redacted(attempt.reply.message)))
+        return attempt
+
+    def redacted(self, text: str) -> str:
+        """`text` on one line, without keys."""
+        # Redact before cutting: half a key would no longer be recognised.
+        return " ".join(self._redact(text).split())[:500]
+
+    async def probe(self, features: frozenset[str]) -> list[Finding]:
+        """Which of `schema, choice, likelihood, seed, context` this server really has; see `_openai_probes`."""
+        from autointerp.clients._openai_probes import probe
+
+        return await probe(self, features)
+
+    def batches(self) -> BatchAPI:
+        """The batch API of the first address."""
+        return BatchAPI(self.endpoints.all[0].connection)
+
+    def failed_line(self, status: int, body: object) -> Failure:
+        """What a line of a batch came to that was not answered."""
+        kind: FailureKind = "context_overflow" if OVERFLOW.search(error_said(body)) else "rejected"
+        return Failure(kind if status < 500 else "error", self.redacted(f"HTTP {status}. Server: {error_said(body)}"))
 
     async def close(self) -> None:
         """Close the connections. The client can be used again afterwards."""
         # Connections of a loop that is gone went with it; closing them from another would raise.
         if self._loop is asyncio.get_running_loop():
-            await self._sdk.close()
+            for endpoint in self._endpoints.all:
+                await endpoint.connection.close()
         self._loop = None
 
-    def _enter_loop(self) -> None:
-        """Connections and semaphores belong to one event loop; every `asyncio.run` of a notebook brings a new one."""
+    @property
+    def endpoints(self) -> Endpoints[AsyncOpenAI]:
+        """Connections belong to one event loop; every `asyncio.run` of a notebook brings a new one."""
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
             self._loop = loop
-            self._sdk = self._connect()
-            self._slots = asyncio.Semaphore(self.concurrency)
+            self._endpoints = Endpoints(self._connect())
+        return self._endpoints
 
-    async def _answer_one(self, request: Request) -> Reply:
-        send = self._senders.get(type(request))
-        if send is None:
-            return Failure("error", f"the openai client cannot answer {type(request).__name__} requests")
-        async with self._slots:
-            reply: Reply
-            try:
-                # The SDK's time-out is one per read: a server that drips white space would hold it off for ever.
-                reply = await asyncio.wait_for(send(request), self._deadline)
-                self._reached = True
-            except Exception as error:  # the protocol: a failed request is an answer, and the run goes on
-                reply = self._explain(error)
-        if isinstance(reply, Failure):
-            # Redact before cutting: half a key would no longer be recognised.
-            return replace(reply, message=" ".join(self._redact(reply.message).split())[:500])
-        return reply
-
-    def _patient(self) -> AsyncOpenAI:
-        """The SDK, without retries if a whole round of them has failed to find any server at the address.
-
-        A wrong port costs one round of pauses per slot, not one per request.
-        """
-        return self._sdk.with_options(max_retries=0) if self._missed and not self._reached else self._sdk
-
-    async def _chat(self, request: Chat) -> ChatReply | Failure:
-        body: dict[str, Any] = {
-            "model": self.model,
-            "messages": [{"role": message.role, "content": message.content} for message in request.messages],
-            "temperature": request.temperature,
-            self._limit_name: request.max_tokens,
-        }
-        if request.schema is not None:
+    def written(self, request: Chat | Choice | Embed) -> tuple[str, dict[str, Any]]:
+        """Path and body of a request that one call answers."""
+        if isinstance(request, Embed):
+            # The SDK would ask for base64, which few other servers know.
+            return "/embeddings", {"model": self.model, "input": request.text, "encoding_format": "float"}
+        messages = [{"role": message.role, "content": message.content} for message in request.messages]
+        body: dict[str, Any] = {"model": self.model, "messages": messages, "temperature": 0.0}
+        if isinstance(request, Choice):
+            return "/chat/completions", {**body, self._limit_name: 1, "logprobs": True, "top_logprobs": TOP_LOGPROBS}
+        body |= {"temperature": request.temperature, self._limit_name: request.max_tokens}
+        if request.schema is not None and self.schemas:
             body["response_format"] = response_format(request.schema)
         if request.temperature > 0:
             # Several samples of one prompt differ, and each can be drawn again where the server honours seeds.
             body["seed"] = request.sample_index
-        # The raw response, because the SDK's models do not validate: a wrong body would pass as a completion.
-        raw = await self._patient().chat.completions.with_raw_response.create(**body)
-        return read_chat(json.loads(raw.http_response.content))
+        return "/chat/completions", body
 
-    async def _embed(self, request: Embed) -> EmbedReply | Failure:
-        # The SDK would ask for base64, which few other servers know.
-        raw = await self._patient().embeddings.with_raw_response.create(
-            model=self.model, input=request.text, encoding_format="float"
-        )
-        return read_embedding(json.loads(raw.http_response.content))
+    def read(self, request: Chat | Choice | Embed, payload: object) -> Reply:
+        """The answer in the decoded body that a server sent for `request`."""
+        if isinstance(request, Embed):
+            return read_embedding(payload)
+        return read_chat(payload) if isinstance(request, Chat) else read_choice(payload, request.choices)
 
-    def _explain(self, error: Exception) -> Failure:
-        """The failure that an exception of the SDK stands for."""
-        sdk = self._openai
+    async def _simple(self, sdk: AsyncOpenAI, request: Chat | Choice | Embed) -> Reply:
+        path, body = self.written(request)
+        return self.read(request, await _post(sdk, path, body))
+
+    async def _likelihood(self, sdk: AsyncOpenAI, request: Likelihood) -> Reply:
+        if not request.prompt or not request.text:
+            return Failure("empty", "the prompt or the text to score is empty")
+        reply = read_echo(await self.echo(sdk, request.prompt + request.text), request.text)
+        if reply is not None:
+            return reply
+        # The server's tokenizer has joined the end of the prompt with the start of the text: send token ids instead.
+        ids = await self._ids(sdk, request.prompt)
+        text_ids = await self._tokenise(sdk, request.text, special=False)
+        if not ids or not text_ids:
+            message = "the server joins prompt and text in one token, and has no /tokenize to part them"
+            return Failure("rejected", message)
+        reply = read_echo(await self.echo(sdk, ids + text_ids), request.text, len(text_ids))
+        return reply or Failure("error", "the server gives no log-probabilities of the prompt")
+
+    async def echo(self, sdk: AsyncOpenAI, prompt: str | list[int]) -> Any:
+        """The body of a completion of nothing that repeats the prompt with log-probabilities."""
+        body = {"model": self.model, "prompt": prompt, "max_tokens": 0, "echo": True, "logprobs": 1, "temperature": 0.0}
+        return await _post(sdk, "/completions", body)
+
+    async def _ids(self, sdk: AsyncOpenAI, prompt: str) -> list[int]:
+        if prompt not in self._prompt_ids:
+            self._prompt_ids[prompt] = await self._tokenise(sdk, prompt, special=True)
+            if len(self._prompt_ids) > KNOWN_PROMPTS:
+                self._prompt_ids.popitem(last=False)
+        return self._prompt_ids[prompt]
+
+    async def _tokenise(self, sdk: AsyncOpenAI, text: str, *, special: bool) -> list[int]:
+        """Token ids by vLLM's endpoint, which stands beside `/v1`; none where there is no such endpoint."""
+        url = str(sdk.base_url).rstrip("/").removesuffix("/v1") + "/tokenize"
+        body = {"model": self.model, "prompt": text, "add_special_tokens": special}
+        try:
+            found = at(await _post(sdk, url, body), "tokens")
+        except self._openai.APIStatusError:
+            return []
+        return found if isinstance(found, list) and all(type(token) is int for token in found) else []
+
+    def _explain(self, error: Exception, endpoint: Endpoint[AsyncOpenAI]) -> Attempt:
+        """What an exception of the SDK stands for."""
+        sdk, url = self._openai, endpoint.url
         if isinstance(error, sdk.APIStatusError):
-            self._reached = True
-            return self._explain_status(error.status_code, str(error.code or ""), _said(error.body) or str(error))
-        # A host that does not even take the connection is not there, rather than slow.
-        never_connected = type(error.__cause__).__name__ == "ConnectTimeout"
+            self.endpoints.reached(endpoint)
+            return self._explain_status(error, url)
+        cause = error.__cause__ or error
         if isinstance(error, sdk.APIConnectionError) and (
-            never_connected or not isinstance(error, sdk.APITimeoutError)
+            type(cause).__name__ in NEVER_CONNECTED or not isinstance(error, sdk.APITimeoutError)
         ):
-            self._missed = True
-            cause = error.__cause__ or error
+            unseen = type(cause).__name__ in NEVER_CONNECTED
+            if unseen:
+                self.endpoints.lost(endpoint)
             why = f"{type(cause).__name__}: {cause}. Is the server up, and the base URL right?"
-            return Failure("unreachable", f"no answer from {self.base_url}: {why}")
+            # Another address can be asked at once.
+            elsewhere = 0.0 if unseen and self.endpoints.any_alive else None
+            failure = Failure("unreachable", f"no answer from {url}: {why}")
+            return Attempt(failure, retry=True, after=elsewhere, charged=False if unseen else None)
         if isinstance(error, (sdk.APITimeoutError, TimeoutError)):
-            return Failure("timeout", f"{self.base_url} did not answer in time; allow more, or lower --max-concurrency")
-        about = f"undecodable response from {self.base_url}: " if isinstance(error, ValueError) else ""
-        return Failure("error", f"{about}{type(error).__name__}: {error}")
+            failure = Failure("timeout", f"{url} did not answer in time; allow more, or lower --max-concurrency")
+            return Attempt(failure, retry=True, pressed=True, charged=None)
+        # JSON that breaks off is a fault of the way; anything else would go wrong again.
+        broken = isinstance(error, ValueError) and not isinstance(error, UnicodeEncodeError)
+        about = f"undecodable response from {url}: " if broken else ""
+        failure = Failure("error", f"{about}{type(error).__name__}: {error}")
+        return Attempt(failure, retry=broken, charged=None if broken else False)
 
-    def _explain_status(self, status: int, code: str, said: str) -> Failure:
+    def _explain_status(self, error: Any, url: str) -> Attempt:
+        status, code, text = error.status_code, str(error.code or ""), said(error.body) or str(error)
+        headers: Mapping[str, str] = error.response.headers
         kind: FailureKind = "rejected" if status < 500 else "error"
         remedies = {
-            401: f"set {self._key_name} to a key that is valid for {self.base_url}",
-            403: f"check that the key in {self._key_name} may use {self.model} at {self.base_url}",
+            401: f"set {self._key_name} to a key that is valid for {url}",
+            403: f"check that the key in {self._key_name} may use {self.model} at {url}",
             404: f"check the model name {self.model}, and that the base URL ends as the server wants it (often in /v1)",
             429: "lower --max-concurrency, or check the account's quota",
         }
-        remedy = f". Remedy: {remedies[status]}" if status in remedies else ""
-        if status in (400, 413, 422) and (code == "context_length_exceeded" or OVERFLOW.search(said)):
+        if status in (400, 413, 422) and (code == "context_length_exceeded" or OVERFLOW.search(text)):
             kind = "context_overflow"
         elif status == 400 and code in REFUSAL_CODES:
             kind = "refused"
         elif status == 408:
             kind = "timeout"
-        # The remedy goes first: a long message of the server must not push it out.
-        return Failure(kind, f"HTTP {status}{remedy}. Server: {said}")
+        remedy = f". Remedy: {remedies[status]}" if status in remedies else ""
+        stop = status in (401, 403) or code in NO_MONEY
+        wanted = headers.get("x-should-retry")
+        passing = wanted == "true" if wanted in ("true", "false") else status in (408, 409, 425, 429) or status >= 500
+        return Attempt(
+            # The remedy goes first: a long message of the server must not push it out.
+            Failure(kind, f"HTTP {status}{remedy}. Server: {text}"),
+            retry=passing and not stop, after=retry_after(headers), pressed=status in (408, 429, 503, 529),
+            charged=False, stop=stop,
+        )  # fmt: skip
 
 
 def create(model: str, *, base_url: str | None = None, max_concurrency: int = 16, **options: Any) -> OpenAIClient:
-    """The registry's door. `options`: `timeout` (seconds), `max_retries`."""
+    """The registry's door. `options`: `timeout` (seconds), `identity`, `schemas`."""
     return OpenAIClient(model, base_url=base_url, max_concurrency=max_concurrency, **options)
 
 
-def response_format(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """The `response_format` that holds a chat to `schema`.
-
-    Strict decoding needs closed objects, so they are closed here. It also needs every property to be required;
-    a schema with optional ones is sent without `strict`.
-    """
-    optional = False
-
-    def close(node: Any) -> Any:
-        nonlocal optional
-        if isinstance(node, (list, tuple)):
-            return [close(item) for item in node]
-        if not isinstance(node, Mapping):
-            return node
-        closed = {key: close(value) for key, value in node.items()}
-        if node.get("type") == "object":
-            closed.setdefault("additionalProperties", False)
-            optional |= set(node.get("properties", ())) != set(node.get("required", ()))
-        return closed
-
-    closed = close(schema)
-    return {"type": "json_schema", "json_schema": {"name": "answer", "strict": not optional, "schema": closed}}
-
-
-def read_chat(payload: object) -> ChatReply | Failure:
-    """The reply in a decoded `/chat/completions` response, whatever the server made of it."""
-    usage, finish = _usage(payload), _at(payload, "choices", 0, "finish_reason")
-    message, refusal = _at(payload, "choices", 0, "message"), _at(payload, "choices", 0, "message", "refusal")
-    content = _at(payload, "choices", 0, "message", "content")
-    if not isinstance(message, Mapping):
-        # OpenRouter reports a provider's error with status 200.
-        return Failure("error", f"not a chat completion: {_said(_at(payload, 'error') or payload)}", usage)
-    if refusal or finish == "content_filter":
-        return Failure("refused", str(refusal or content or "stopped by the content filter"), usage)
-    if finish == "length":
-        return Failure("truncated", "stopped at max_tokens before the answer was complete", usage)
-    if content is None or (isinstance(content, str) and not content.strip()):
-        return Failure("empty", f"no text in the answer (finish_reason {finish})", usage)
-    if not isinstance(content, str):
-        return Failure("error", f"not a chat completion: content is {type(content).__name__}", usage)
-    return ChatReply(content, usage)
-
-
-def read_embedding(payload: object) -> EmbedReply | Failure:
-    """The unit-length vector in a decoded `/embeddings` response."""
-    usage, values = _usage(payload), _at(payload, "data", 0, "embedding")
-    if not isinstance(values, list) or not all(type(value) in (int, float) for value in values):
-        return Failure("error", f"not an embedding: {_said(_at(payload, 'error') or payload)}", usage)
-    length = math.hypot(*values)
-    if not (math.isfinite(length) and length > 0):
-        return Failure("error", f"an embedding of {len(values)} numbers and length {length}", usage)
-    return EmbedReply(tuple(value / length for value in values), usage)
-
-
-def _usage(payload: object) -> Usage:
-    counts = [_at(payload, "usage", name) for name in ("prompt_tokens", "completion_tokens")]
-    return Usage(*(count if isinstance(count, int) else 0 for count in counts))
-
-
-def _at(value: Any, *path: str | int) -> Any:
-    """What stands at `path` in JSON from outside, or None if nothing does."""
-    for step in path:
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds to wait: from `retry-after-ms`, or from `Retry-After` as a number or a date."""
+    given = headers.get("retry-after-ms"), headers.get("retry-after")
+    for value, scale in zip(given, (1000.0, 1.0), strict=True):
         try:
-            value = value[step]
-        except (LookupError, TypeError):
-            return None
-    return value
-
-
-def _said(body: object) -> str:
-    """The readable part of an error body."""
-    found = _at(body, "message") or _at(body, "detail") or body
-    return found if isinstance(found, str) else json.dumps(found, ensure_ascii=False, default=str) if found else ""
-
-
-def _is_under(host: str, domain: str) -> bool:
-    # Not a substring test: it would hand the key to http://openrouter.ai.example.com.
-    return host == domain or host.endswith("." + domain)
-
-
-def _find_key(host: str) -> tuple[str, str]:
-    """Name of the environment variable that holds the key for `host`, and the key."""
-    name = "OPENROUTER_API_KEY" if _is_under(host, "openrouter.ai") else "OPENAI_API_KEY"
-    key = os.environ.get(name, "").strip()
-    if not key and (name == "OPENROUTER_API_KEY" or _is_under(host, "openai.com")):
-        raise UserError(
-            f"no API key for {host}: set {name}, or give --base-url of a server that needs none "
-            "(vLLM, Ollama, llama.cpp), or use --client fake"
-        )
-    return name, key or PLACEHOLDER_KEY
-
-
-def _redactor(key: str) -> Callable[[str], str]:
-    def redact(text: str) -> str:
-        if key != PLACEHOLDER_KEY:
-            text = text.replace(key, "[key]")
-        # Servers quote keys in shortened form too.
-        return KEY_LIKE.sub("[key]", text)
-
-    return redact
-
-
-def _shown(url: str) -> str:
-    """`url` without user, password and query.
-
-    Raises:
-        UserError: it is no http(s) URL.
-    """
+            return max(0.0, float(value or "") / scale)
+        except ValueError:
+            continue
     try:
-        parts = urlsplit(url)
-        port = f":{parts.port}" if parts.port else ""
+        return max(0.0, parsedate_to_datetime(given[1] or "").timestamp() - time())
     except ValueError:
-        parts, port = urlsplit(""), ""
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise UserError("--base-url has to look like http://127.0.0.1:8000/v1")
-    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    return f"{parts.scheme}://{host}{port}{parts.path}"
+        return None
+
+
+def _sdk(url: str, key: str, timeout: float, connections: int) -> AsyncOpenAI:
+    import openai
+
+    # The transport on aiohttp takes a third less time than the default one.
+    limits = type(openai.DEFAULT_CONNECTION_LIMITS)(max_connections=None, max_keepalive_connections=connections)
+    waits = openai.Timeout(timeout, connect=min(10.0, timeout), pool=None)
+    http = openai.DefaultAioHttpClient(timeout=waits, limits=limits)
+    return openai.AsyncOpenAI(api_key=key, base_url=url, timeout=waits, max_retries=0, http_client=http)
+
+
+async def _post(sdk: AsyncOpenAI, path: str, body: Mapping[str, Any]) -> object:
+    """The decoded body. The SDK's typed methods take twice the time, for models that do not validate."""
+    return await sdk.post(path, cast_to=object, body=body)
+
+
+def _beginning(request: Request) -> str:
+    """What decides which server has this request's beginning in its cache."""
+    if isinstance(request, Likelihood):
+        return request.prompt
+    messages: tuple[Message, ...] = getattr(request, "messages", ())
+    return "\n".join(m.content for m in messages[:-1]) + messages[-1].content[:256] if messages else ""

@@ -1,62 +1,201 @@
-"""Clients for a stage, made from its settings."""
+"""Who answers a stage: clients made from its settings, and what their servers turn out to do."""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from autointerp.clients.encoder import EncoderClient
 from autointerp.clients.hf import HFClient
-from autointerp.config import ExplainSettings, ScoreSettings
+from autointerp.config import AskingSettings, ScoreSettings
+from autointerp.engine.account import Account
+from autointerp.engine.batches import BatchSender
+from autointerp.engine.drive import Router
+from autointerp.engine.local import LocalSender
+from autointerp.engine.order import written
+from autointerp.engine.sending import Sender, ServerSender
 from autointerp.errors import UserError
 from autointerp.pipeline.demo_model import demo_embedder
 from autointerp.pipeline.session import Session
 from autointerp.registries import CLIENTS, member
 from autointerp.subject.load import load_subject
 from autointerp.subject.steer import SteerClient
-from autointerp.types import Client
-from prompts.requests import Chat, Embed, Likelihood, Request, Steer
+from autointerp.types import Client, Finding, Server
+from prompts.requests import Chat, Choice, Embed, Likelihood, Request, Steer
+
+API_EMBEDDER = "openai:"
+
+FEATURES: dict[type, tuple[str, ...]] = {
+    Chat: ("chat", "schema", "context"),
+    Choice: ("choice",),
+    Likelihood: ("likelihood",),
+}
+"""What a server has to do for each class of request; found out by asking, see `_openai_probes`."""
+WITHOUT = {
+    "schema": "answers can be read as they come, and counted where they cannot be: --set {section}.schemas=false",
+    "choice": "choose a server that gives log-probabilities of its answers, or --client hf",
+    "likelihood": "read likelihoods in a local model (score.likelihoods=local), or choose another server (vLLM)",
+    "seed": "choose another server, or temperature 0",
+}
+CHARACTERS_PER_TOKEN = 6
+"""More than any tokenizer packs into a token of prompt, so that no prompt that might fit is refused."""
 
 
-def chat_client(name: str, llm: str | None, base_url: str | None, max_concurrency: int) -> Client:
-    """The client that answers chat requests."""
-    module = member(CLIENTS, name)
-    if llm is None:
-        if name != "fake":
+@dataclass
+class Asked:
+    """Clients by the class of request that they answer, for one explainer or scorer (`who`)."""
+
+    who: str
+    section: str
+    """Of the settings, for remedies."""
+    settings: AskingSettings
+    clients: dict[type, Client | Server]
+    samples: bool = False
+    """Several answers to one request are wanted, which differ by their seed."""
+    batch_folder: Path | None = None
+    """Ask by the batch API, and keep its state there."""
+    say: Any = print
+    _found: list[tuple[Server, Finding]] | None = field(default=None, repr=False)
+
+    @property
+    def model(self) -> str:
+        """Models that answer, joined by +."""
+        return Router(self.clients).model_for(self.clients)
+
+    def examine(self) -> None:
+        """Ask each server once for what will be relied on.
+
+        Raises:
+            UserError: something is missing; one line that says what, and what to do.
+        """
+        if self._found is not None:
+            return
+        found: list[tuple[Server, Finding]] = []
+        for server in {id(c): c for c in self.clients.values() if isinstance(c, Server)}.values():
+            features = {f for kind, c in self.clients.items() if c is server for f in FEATURES.get(kind, ())}
+            if not self.settings.schemas:
+                features.discard("schema")
+            if self.samples:
+                features.add("seed")
+
+            async def probe(server: Server = server, features: frozenset[str] = frozenset(features)) -> list[Finding]:
+                try:
+                    return await server.probe(features)
+                finally:
+                    await server.close()
+
+            found += [(server, finding) for finding in asyncio.run(probe())]
+        bad = next(((server, finding) for server, finding in found if not finding.ok), None)
+        if bad:
+            server, finding = bad
+            remedy = WITHOUT.get(finding.feature, "").format(section=self.section)
+            what = finding.said if finding.stop else f"{finding.feature}: {finding.said}"
             raise UserError(
-                f"no model for the client '{name}': name one with --llm (to explain) or --scorer-llm (to judge)"
+                f"{server.model} at {server.price_url} does not do what {self.who} needs ({what})"
+                + (f"; {remedy}" if remedy and not finding.stop else "")
+            )
+        self._found = found
+
+    def check_length(self, requests: Sequence[Request]) -> None:
+        """Raise if requests like these cannot fit into the context that a server has told.
+
+        Raises:
+            UserError: they cannot.
+        """
+        for server, finding in self._found or []:
+            for request in requests if finding.value is not None else []:
+                if self.clients.get(type(request)) is server:
+                    need = len(written(request)) // CHARACTERS_PER_TOKEN + getattr(request, "max_tokens", 0)
+                    if need > (finding.value or 0):
+                        raise UserError(
+                            f"{self.who} needs at least {need:,} tokens of context, and {server.model} at "
+                            f"{server.price_url} has {finding.value:,}: show fewer or shorter windows, or serve it "
+                            "with more"
+                        )
+
+    def router(self, account: Account, stage: str) -> Router:
+        """For one stage; books what examining has cost."""
+        for client in self.clients.values():
+            if isinstance(client, Server):
+                account.check(client)
+        for server, finding in self._found or []:
+            if finding.usage.prompt_tokens:
+                account.charge(server, "probe", finding)
+        self._found = [] if self._found is not None else None
+        return Router(self.clients, account, stage=stage, sender=self._sender)
+
+    def _sender(self, client: Client | Server, account: Account) -> Sender:
+        if not isinstance(client, Server):
+            return LocalSender(client, account)
+        if self.batch_folder is not None:
+            return BatchSender(client, account, self.batch_folder, say=self.say)
+        return ServerSender(client, account, retries=self.settings.retries, timeout=self.settings.timeout)
+
+
+def asked_of(
+    session: Session, who: str, section: str, settings: AskingSettings, needs: frozenset[type[Request]], config: Any
+) -> Asked:
+    """One client per kind of request that is needed, and none that is not.
+
+    Raises:
+        UserError: nobody answers one of them, or a model or a key is missing.
+    """
+    by_client = isinstance(settings, ScoreSettings) and (settings.likelihoods == "client" or settings.client == "fake")
+    from_chats = needs & ({Chat, Choice, Likelihood} if by_client else {Chat, Choice})
+    chats = chat_client(session, settings) if from_chats else None
+    clients: dict[type, Client | Server] = {kind: chats for kind in from_chats if chats is not None}
+    if Likelihood in needs - from_chats:
+        clients[Likelihood] = likelihoods(session)
+    if Embed in needs:
+        clients[Embed] = embedder(session)
+    if Steer in needs:
+        clients[Steer] = SteerClient(session.subject, session.sae, session.hookpoint)
+    Router({kind: client for kind, client in clients.items() if kind in client.supports}).require(needs, who)
+    samples = getattr(config, "temperature", 0.0) > 0
+    batch = session.run.folder / "batches" if session.settings.batch else None
+    return Asked(who, section, settings, clients, samples, batch, session.reporter.say)
+
+
+def chat_client(session: Session, asked: AskingSettings) -> Client | Server:
+    """The client that answers chat requests."""
+    module, llm, subject = member(CLIENTS, asked.client), asked.llm, session.settings.subject
+    if llm is None:
+        if asked.client != "fake":
+            raise UserError(
+                f"no model for the client '{asked.client}': name one with --llm (to explain) or --scorer-llm (to judge)"
             )
         llm = "keyword"
-    options = {"base_url": base_url, "max_concurrency": max_concurrency} if name == "openai" else {}
-    client: Client = module.create(llm, **options)
+    options: dict[str, Any] = {"device": subject.device, "dtype": subject.dtype}
+    if asked.client == "openai":
+        options = {
+            "base_url": asked.base_url, "max_concurrency": asked.max_concurrency, "timeout": asked.timeout,
+            "identity": asked.server, "schemas": asked.schemas,
+        }  # fmt: skip
+    elif asked.client == "fake":
+        options = {}
+    client: Client | Server = module.create(llm, **options)
     return client
 
 
-def embedder(session: Session) -> EncoderClient:
-    name = session.settings.score.embedder
+def embedder(session: Session) -> Client | Server:
+    settings = session.settings.score
+    name = settings.embedder
+    if name is not None and name.startswith(API_EMBEDDER):
+        from autointerp.clients.openai import OpenAIClient
+
+        return OpenAIClient(
+            name.removeprefix(API_EMBEDDER), settings.base_url, settings.max_concurrency, settings.timeout,
+            settings.server,
+        )  # fmt: skip
     return EncoderClient(name or str(demo_embedder()), device=session.settings.subject.device)
 
 
 def likelihoods(session: Session) -> Client:
     """A local model whose likelihoods are read: `--scorer-llm` if it is a folder, else the (trained) subject model."""
     llm = session.settings.score.llm
-    if session.settings.score.client == "fake":
-        return chat_client("fake", llm, None, 1)
     if llm is not None and Path(llm).expanduser().is_dir():
         return HFClient(load_subject(llm, device=session.settings.subject.device))
     return HFClient(session.reader)
-
-
-def clients_for(
-    needs: frozenset[type[Request]], session: Session, asked: ExplainSettings | ScoreSettings
-) -> list[Client]:
-    """One client per kind of request that is needed, and none that is not; `asked` says who answers chats."""
-    made: list[Client] = []
-    if Chat in needs:
-        made.append(chat_client(asked.client, asked.llm, asked.base_url, asked.max_concurrency))
-    if Likelihood in needs:
-        made.append(likelihoods(session))
-    if Embed in needs:
-        made.append(embedder(session))
-    if Steer in needs:
-        made.append(SteerClient(session.subject, session.sae, session.hookpoint))
-    return made

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from autointerp.engine.ask import answer_all
 from autointerp.errors import AutointerpError
 from autointerp.files import read_array, write_array
-from prompts.requests import EmbedReply, fingerprint
+from autointerp.types import Client, Server
+from prompts.requests import Embed, EmbedReply, Reply, fingerprint
 
 if TYPE_CHECKING:
-    from autointerp.clients.encoder import EncoderClient
     from autointerp.pipeline.session import Session
 
 CHUNK = 256
@@ -25,7 +27,7 @@ class KeptEmbeddings:
 
     def __init__(self, session: Session) -> None:
         self.session, self.folder = session, session.run.folder / "work" / "embeddings"
-        self._encoder: EncoderClient | None = None
+        self._encoder: Client | Server | None = None
 
     def __call__(self, texts: Sequence[str]) -> NDArray[np.float32]:
         if len(texts) < CHUNK:
@@ -46,7 +48,13 @@ class KeptEmbeddings:
             from autointerp.pipeline.clients import embedder
 
             self._encoder = embedder(self.session)
-        vectors = [reply.vector for reply in self._encoder.replies(texts) if isinstance(reply, EmbedReply)]
+        vectors = [reply.vector for reply in self._replies(self._encoder, texts) if isinstance(reply, EmbedReply)]
         if len(vectors) != len(texts):
             raise AutointerpError(f"{self._encoder.model} gave no vector for {len(texts) - len(vectors)} windows")
         return np.array(vectors, dtype=np.float32)
+
+    def _replies(self, encoder: Client | Server, texts: Sequence[str]) -> list[Reply]:
+        requests, account = [Embed(text) for text in texts], self.session.run.account
+        # Windows are drawn while an event loop runs, and a loop cannot wait for another one in its own thread.
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(answer_all, encoder, requests, account, stage="sampling").result()

@@ -9,15 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from autointerp.engine.drive import Finished, Router
+from autointerp.engine.drive import Finished
 from autointerp.engine.ledger import Ledger, work_key
 from autointerp.explain._proposal import Proposal
-from autointerp.pipeline.clients import clients_for
+from autointerp.pipeline.clients import Asked, asked_of
 from autointerp.pipeline.latents import choose, parse, states, write_latents
-from autointerp.pipeline.rows import failure_rows, usage_rows
+from autointerp.pipeline.rows import failure_rows
 from autointerp.pipeline.session import Session
-from autointerp.pipeline.work import Unit, work_through
+from autointerp.pipeline.work import Unit, first_requests, work_through
 from autointerp.registries import EXPLAINERS, configured, member
+from autointerp.store import layout
 from autointerp.types import LatentRecord, Rows
 from prompts import render
 from prompts.requests import fingerprint
@@ -26,18 +27,19 @@ from scoring.types import Window
 STAGE = "explain"
 
 
-Prepared = tuple[ModuleType, Any, Router]
+Prepared = tuple[ModuleType, Any, Asked]
 """An explainer, its config, and who answers it."""
 
 
 def explain(session: Session, prepared: Prepared, *, retry_failed: bool = False) -> list[int]:
     """Explain the chosen latents with what `prepare` made; returns them. Finished ones are not asked again."""
-    explainer, config, router = prepared
+    explainer, config, asked = prepared
+    session.run.account.cache.again = retry_failed
     state, counts = states(session)
     write_latents(session, state, counts)
     latents = choose(session, state)
     session.run.keep_prompts(explainer.TEMPLATES)
-    model = router.model_for(explainer.NEEDS)
+    model = asked.model
     prompt_sha = render.joint_sha(explainer.TEMPLATES)
     keys = {
         latent: work_key(
@@ -55,8 +57,12 @@ def explain(session: Session, prepared: Prepared, *, retry_failed: bool = False)
     if done:
         session.reporter.say(f"{done} of {len(latents)} latents are explained already")
 
-    def units() -> Iterator[Unit]:
+    if todo:
         session.sampler.prepare(todo)
+        asked.examine()
+        asked.check_length(first_requests(explainer.explain(session.sampler.record(todo[0]), config)))
+
+    def units() -> Iterator[Unit]:
         for latent in todo:
             record = session.sampler.record(latent)
             yield (
@@ -65,12 +71,14 @@ def explain(session: Session, prepared: Prepared, *, retry_failed: bool = False)
                 partial(_rows, session, record, explainer.NAME, model, prompt_sha),
             )
 
-    work_through(STAGE, units(), router, ledger, session.reporter, done=done, total=len(latents))
+    router = asked.router(session.run.account, STAGE)
+    # Selected first: what is finished by then is the result of a run that stops at its budget, too.
     before = session.run.selected(STAGE)
     session.run.select(STAGE, list(keys.values()))
     if before and before != set(keys.values()) and session.run.unselect("score-"):
         # Scores of other explanations, or controls drawn from them, would stand beside these as if they were theirs.
         session.reporter.say("the explanations changed: earlier scores are left out until they are scored again")
+    work_through(STAGE, units(), router, ledger, session.reporter, done=done, total=len(latents))
     return latents
 
 
@@ -85,9 +93,12 @@ def prepare(session: Session) -> Prepared:
     config = configured(explainer, settings.explain.options, "explain.options")
     if settings.latents:
         parse(settings.latents, np.arange(0), session.sae.n_latents, settings.seed)
-    router = Router(clients_for(explainer.NEEDS, session, settings.explain))
-    router.require(explainer.NEEDS, f"explainer '{explainer.NAME}'")
-    return explainer, config, router
+    who = f"explainer '{explainer.NAME}'"
+    asked = asked_of(session, who, "explain", settings.explain, explainer.NEEDS, config)
+    if not layout.finished(session.store_folder):
+        # Collecting takes long; what would stop the run after it is found out before.
+        asked.examine()
+    return explainer, config, asked
 
 
 def _rows(
@@ -107,8 +118,8 @@ def _rows(
         "n_windows": len(record.explain),
         "seed": session.settings.seed,
         "draw": 0,
-        "prompt_tokens": sum(spent.prompt_tokens for spent in finished.spent.values()),
-        "completion_tokens": sum(spent.completion_tokens for spent in finished.spent.values()),
+        "prompt_tokens": finished.usage.prompt_tokens,
+        "completion_tokens": finished.usage.completion_tokens,
     }
     windows = [
         window_row(about, split, window)
@@ -119,7 +130,6 @@ def _rows(
         "explanations": [explanation],
         "windows": windows,
         "failures": failure_rows(session.run.run_id, STAGE, latent, finished),
-        "usage": usage_rows(session.run.run_id, STAGE, finished),
     }
 
 

@@ -11,13 +11,16 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from autointerp.config import RunSettings, to_yaml
+from autointerp.engine.account import BATCH_DISCOUNT, Account
 from autointerp.engine.ledger import Ledger
+from autointerp.engine.replies import COUNTED, open_cache
 from autointerp.errors import UserError
 from autointerp.files import write_json, write_text
 from autointerp.tables.parts import write_final
@@ -59,7 +62,22 @@ class Run:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot write to '{self.folder}': {error.strerror}; choose another --out") from error
+        if fresh:
+            # What was paid for them stays in the books.
+            self.account.cache.forget_replies()
         self._describe()
+
+    @cached_property
+    def account(self) -> Account:
+        """The books: replies that are there already, the budget, and what was spent.
+
+        Raises:
+            UserError: the budget is none.
+        """
+        discount = BATCH_DISCOUNT if self.settings.batch else 1.0
+        account = Account(open_cache(self.folder), own_prices=self.settings.prices, discount=discount)
+        account.begin(self.settings.budget)
+        return account
 
     def _describe(self) -> None:
         """Write the resolved settings, the command and the environment. Keys are in none of them."""
@@ -91,10 +109,13 @@ class Run:
         return Ledger(self.folder, stage).rows(table, self.selected(stage))
 
     def merge(self, tables: Sequence[str] = FROM_LEDGERS) -> None:
-        """Write the final tables of everything selected so far."""
+        """Write the final tables of everything selected so far, and of everything that was spent."""
         stages = sorted(path.stem for path in (self.folder / "selected").glob("*.json"))
         for table in tables:
             frames = [frame for stage in stages if len(frame := self.rows(stage, table))]
+            if table == "usage":
+                frames.append(pd.DataFrame([{"run_id": self.run_id, **row} for row in self.account.cache.spent()]))
+                frames = [frame for frame in frames if len(frame)]
             frame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
             if table == "usage" and len(frame):
                 frame = _total(frame)
@@ -109,12 +130,17 @@ class Run:
 
 
 def _total(frame: pd.DataFrame) -> pd.DataFrame:
-    """Usage of all units, by stage and model; a price that is unknown for one unit is unknown for the sum."""
-    keys = ["run_id", "stage", "model"]
-    numbers = ["calls", "cached_calls", "prompt_tokens", "completion_tokens", "seconds"]
-    total: pd.DataFrame = frame.groupby(keys, as_index=False)[numbers].sum()
-    prices = frame.groupby(keys)["price"].agg(lambda p: p.sum(skipna=False))
-    return total.merge(prices.reset_index(), on=keys)
+    """Usage by stage and model; a price that is unknown for one part is unknown for the sum."""
+    keys, prices = ["run_id", "stage", "model"], ["price", "saved_price"]
+    numbers = [name for name in COUNTED if name not in prices]
+    counts = frame.reindex(columns=[*keys, *numbers]).fillna(dict.fromkeys(numbers, 0))
+    total: pd.DataFrame = counts.groupby(keys, as_index=False)[numbers].sum()
+    sums = frame.groupby(keys)[prices].agg(_known_sum)
+    return total.merge(sums.reset_index(), on=keys)
+
+
+def _known_sum(prices: pd.Series[float]) -> float:
+    return float(prices.sum(skipna=False))
 
 
 def environment() -> dict[str, Any]:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from types import ModuleType
 from typing import Any
 
 import pandas as pd
 
-from autointerp.engine.drive import Finished, Router
+from autointerp.engine.drive import Finished
 from autointerp.engine.ledger import Ledger, work_key
 from autointerp.errors import UserError
-from autointerp.pipeline.clients import clients_for
-from autointerp.pipeline.rows import failure_rows, usage_rows
+from autointerp.pipeline.clients import Asked, asked_of
+from autointerp.pipeline.rows import failure_rows
 from autointerp.pipeline.session import Session
-from autointerp.pipeline.work import Unit, work_through
+from autointerp.pipeline.work import Unit, first_requests, work_through
 from autointerp.registries import SCORERS, configured, member
 from autointerp.sampling.sampler import derangement, kind_of
 from autointerp.types import Rows
@@ -30,11 +30,65 @@ Prepared = tuple[list[tuple[ModuleType, Any]], pd.DataFrame]
 """Scorers with their configs, and the explanations that they grade."""
 
 
-def score(session: Session, prepared: Prepared, *, retry_failed: bool = False) -> None:
-    """Score explanations with what `prepare` made. Finished units are not scored again."""
+@dataclass(frozen=True)
+class Plan:
+    """What one scorer has to do, and who answers it."""
+
+    scorer: ModuleType
+    config: Any
+    asked: Asked
+    ledger: Ledger
+    keys: dict[int, str]
+    """Work keys by latent."""
+    partner: dict[int, int]
+    """Whose explanation is a latent's control."""
+    by_latent: dict[int, dict[str, Any]]
+    """Explanations."""
+    common: dict[str, Any]
+    """Columns that all scores share."""
+    told: list[int]
+    """Latents that have an explanation."""
+
+    @property
+    def stage(self) -> str:
+        return f"score-{self.scorer.NAME}"
+
+    @property
+    def todo(self) -> list[int]:
+        return [latent for latent in self.told if self.keys[latent] not in self.ledger]
+
+
+def score(session: Session, prepared: Prepared, *, fresh: bool = False, retry_failed: bool = False) -> None:
+    """Score explanations with what `prepare` made. Finished units are not scored again, except when `fresh`."""
     scorers, explanations = prepared
-    for scorer, config in scorers:
-        _score_with(scorer, config, session, explanations, retry_failed)
+    session.run.account.cache.again = retry_failed
+    plans = [plan(scorer, config, session, explanations) for scorer, config in scorers]
+    for each in plans:
+        if retry_failed:
+            before = each.ledger.rows("scores", set(each.keys.values()))
+            each.ledger.forget(set(before.loc[before["n_failed"] > 0, "work_key"]))
+        if fresh:
+            each.ledger.forget(set(each.keys.values()))
+            session.run.account.cache.forget_replies(each.stage)
+        for latent in each.by_latent.keys() - set(each.told):
+            # An explanation that failed has no score: null, with its reason, never dropped.
+            row = _unexplained(each.common, each.by_latent[latent], each.scorer.METRIC)
+            each.ledger.record(each.keys[latent], {"scores": [row]})
+    # What a server lacks for any scorer is reported before the first of them spends anything.
+    for each in plans:
+        if each.todo:
+            each.asked.examine()
+            _, begin, _ = next(units(each, session, each.todo[:1]))
+            each.asked.check_length(first_requests(begin()))
+    for each in plans:
+        todo, total = each.todo, len(each.told)
+        session.run.keep_prompts(each.scorer.TEMPLATES)
+        session.run.select(each.stage, list(each.keys.values()))
+        router = each.asked.router(session.run.account, each.stage)
+        work_through(
+            each.scorer.NAME, units(each, session, todo), router, each.ledger, session.reporter,
+            done=total - len(todo), total=total,
+        )  # fmt: skip
 
 
 def prepare(session: Session) -> Prepared:
@@ -59,14 +113,12 @@ def _config(scorer: ModuleType, session: Session) -> Any:
     return configured(scorer, options, f"score.options.{scorer.NAME}")
 
 
-def _score_with(
-    scorer: ModuleType, config: Any, session: Session, explanations: pd.DataFrame, retry_failed: bool
-) -> None:
+def plan(scorer: ModuleType, config: Any, session: Session, explanations: pd.DataFrame) -> Plan:
+    """Nothing is asked or written yet."""
     stage_name = f"score-{scorer.NAME}"
-    router = Router(clients_for(scorer.NEEDS, session, session.settings.score))
-    router.require(scorer.NEEDS, f"scorer '{scorer.NAME}'")
-    model = router.model_for(scorer.NEEDS)
-    session.run.keep_prompts(scorer.TEMPLATES)
+    who = f"scorer '{scorer.NAME}'"
+    asked = asked_of(session, who, "score", session.settings.score, scorer.NEEDS, config)
+    model = asked.model
     prompt_sha = render.joint_sha(scorer.TEMPLATES)
     by_latent = {int(row["latent"]): {str(k): v for k, v in row.items()} for row in explanations.to_dict("records")}
     told = [latent for latent, row in by_latent.items() if isinstance(row["text"], str)]
@@ -79,35 +131,28 @@ def _score_with(
             model=model, prompt=prompt_sha, sampling=session.sampling_sha, hookpoint=session.hookpoint,
         )  # fmt: skip
     ledger = Ledger(session.run.folder, stage_name)
-    if retry_failed:
-        before = ledger.rows("scores", set(keys.values()))
-        ledger.forget(set(before.loc[before["n_failed"] > 0, "work_key"]))
     common = {
         **session.about_sae, "control": session.control,
         "method": scorer.NAME, "method_version": scorer.VERSION, "scorer_model": model,
         "prompt_sha": prompt_sha or None, "seed": session.settings.seed, "draw": 0,
     }  # fmt: skip
-    for latent in by_latent.keys() - set(told):
-        # An explanation that failed has no score: null, with its reason, never dropped.
-        ledger.record(keys[latent], {"scores": [_unexplained(common, by_latent[latent], scorer.METRIC)]})
-    todo = [latent for latent in told if keys[latent] not in ledger]
+    return Plan(scorer, config, asked, ledger, keys, partner, by_latent, common, told)
 
-    def units() -> Iterator[Unit]:
-        session.sampler.prepare(todo)
-        for latent in todo:
-            record = session.sampler.record(latent)
-            subjects = [_subject(latent, by_latent[latent], session.control)]
-            if latent in partner:
-                subjects.append(_subject(latent, by_latent[partner[latent]], CONTROL))
-            yield (
-                keys[latent],
-                partial(scorer.score, subjects, getattr(record, scorer.WINDOWS), config),
-                partial(_rows, session, scorer, common, by_latent[latent], subjects),
-            )
 
-    done = len(told) - len(todo)
-    work_through(scorer.NAME, units(), router, ledger, session.reporter, done=done, total=len(told))
-    session.run.select(stage_name, list(keys.values()))
+def units(plan: Plan, session: Session, latents: list[int]) -> Iterator[Unit]:
+    """What is asked about these latents: an explanation and its control, on the same windows."""
+    scorer = plan.scorer
+    session.sampler.prepare(latents)
+    for latent in latents:
+        record, row = session.sampler.record(latent), plan.by_latent[latent]
+        subjects = [_subject(latent, row, session.control)]
+        if latent in plan.partner:
+            subjects.append(_subject(latent, plan.by_latent[plan.partner[latent]], CONTROL))
+        yield (
+            plan.keys[latent],
+            partial(scorer.score, subjects, getattr(record, scorer.WINDOWS), plan.config),
+            partial(_rows, session, scorer, plan.common, row, subjects),
+        )
 
 
 def _subject(latent: int, row: dict[str, Any], control: str) -> Subject:
@@ -154,5 +199,4 @@ def _rows(
         "scores": scores,
         "judgements": judgements,
         "failures": failure_rows(session.run.run_id, stage, latent, finished),
-        "usage": usage_rows(session.run.run_id, stage, finished),
     }

@@ -15,6 +15,7 @@ from autointerp.collect.sites import width_at
 from autointerp.collect.tokenise import blocks_of
 from autointerp.config import DataSettings, RunSettings
 from autointerp.engine.ledger import Ledger, work_key
+from autointerp.engine.replies import COUNTED
 from autointerp.errors import UserError
 from autointerp.files import sha256_of
 from autointerp.pipeline.dictionary import control_of, is_neurons, load_dictionary, random_model_seed
@@ -247,8 +248,8 @@ class Session:
         name, model = stage if shard.whole else f"{stage}-{shard.index}-of-{shard.count}", self.subject.label
         ledger, key = Ledger(self.run.folder, name), work_key(name, model=model, tokens=tokens)
         row = {
-            "run_id": self.run.run_id, "stage": stage, "model": model, "calls": 0, "cached_calls": 0,
-            "prompt_tokens": tokens, "completion_tokens": 0, "price": 0.0, "seconds": time.perf_counter() - began,
+            "run_id": self.run.run_id, "stage": stage, "model": model, **dict.fromkeys(COUNTED, 0),
+            "prompt_tokens": tokens, "seconds": time.perf_counter() - began,
         }  # fmt: skip
         ledger.record(key, {"usage": [row]})
         ledger.flush()

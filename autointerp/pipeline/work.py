@@ -9,9 +9,17 @@ from autointerp.engine.drive import Finished, Router, drive_all
 from autointerp.engine.ledger import Ledger
 from autointerp.progress import Reporter
 from autointerp.types import Asking, Rows
+from prompts.requests import Request
 
 Unit = tuple[str, Callable[[], Asking], Callable[[Finished], Rows]]
 """Work key, how to begin, and the rows that its result makes."""
+
+
+def first_requests(asking: Asking) -> list[Request]:
+    """What a unit asks first; none if it asks nothing."""
+    requests = list(next(asking, ()))
+    asking.close()
+    return requests
 
 
 def work_through(

@@ -44,7 +44,8 @@ SAE_METRICS = _schema(
 )  # fmt: skip
 
 USAGE = _schema(
-    run_id=S, stage=S, model=S, calls=N, cached_calls=N, prompt_tokens=N, completion_tokens=N, price=F, seconds=F,
+    run_id=S, stage=S, model=S, calls=N, retries=N, cached_calls=N, prompt_tokens=N, completion_tokens=N,
+    prefix_cached_tokens=N, unsure_tokens=N, price=F, saved_tokens=N, saved_price=F, seconds=F,
 )  # fmt: skip
 
 FAILURES = _schema(run_id=S, stage=S, latent=N, kind=S, message=S, reply_sha=S)

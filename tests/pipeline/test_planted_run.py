@@ -113,7 +113,9 @@ def test_fresh_redoes_everything_and_spares_the_sae(world: Any, cli: Callable[..
 def test_failed_explanations_are_rows_with_a_reason(world: Any, cli: Callable[..., Any], tmp_path: Path) -> None:
     script = tmp_path / "replies.jsonl"
     script.write_text(
-        '{"failure": "refused", "message": "no"}\n{"text": "not json"}\n'
+        # An answer that is no JSON is asked for once more, and not a third time.
+        '{"failure": "refused", "message": "no"}\n'
+        + '{"text": "not json"}\n' * 2
         + '{"text": "{\\"explanation\\": \\"x\\"}"}\n' * 6
     )
     out = tmp_path / "failing"
@@ -123,7 +125,7 @@ def test_failed_explanations_are_rows_with_a_reason(world: Any, cli: Callable[..
     assert table["status"].tolist() == ["refused", "unparsable", *["ok"] * 6]
     assert table["text"].isna().sum() == 2
     failures = autointerp.load_table(out, "failures")
-    assert failures["kind"].tolist() == ["refused"]
+    assert failures["kind"].tolist() == ["refused", "unparsable"]
 
     ended = cli("score", "--run", out, "--method", "detection", "--client", "fake", "--plain")
     assert ended.code == 0, ended.err

@@ -1,0 +1,194 @@
+"""From requests to replies: what every way of sending shares, and the way into a server.
+
+A request's life at a server: looked up in the reply cache; joined to an equal one in flight; given a place; its worst
+cost reserved; tried, and tried again after a pause if another try may help; booked and kept in one transaction.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Sequence
+from typing import Protocol
+
+from tenacity import AsyncRetrying, RetryCallState, retry_if_result, stop_after_attempt
+from tenacity.wait import wait_base
+
+from autointerp.engine.account import Account
+from autointerp.engine.limit import AdaptiveLimit
+from autointerp.engine.order import grouped
+from autointerp.engine.replies import key_of
+from autointerp.errors import AutointerpError, ServerGone
+from autointerp.types import Attempt, Server
+from prompts.requests import Chat, ChatReply, Failure, Reply, Request
+from prompts.schemas import obeying
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60.0
+"""Seconds before the second try, doubled from try to try; the pause is drawn between half of it and all of it."""
+LONGEST_WAIT = 300.0
+"""A server that asks for more seconds than this is not waited for."""
+LOST_IN_A_ROW = 3
+"""Requests that reach no server in all their tries, with none answered between, after which the run stops."""
+
+
+class Sender(Protocol):
+    """One way to a model: straight, in batches, or in this process."""
+
+    units: int
+    """Units of work that it wants in flight."""
+
+    async def ask(self, requests: Sequence[Request], stage: str) -> list[Reply]: ...
+
+
+class ServerSender:
+    """`retries` further tries follow one that may fare better. `account` may be shared between servers."""
+
+    def __init__(self, server: Server, account: Account, *, retries: int = 5, timeout: float = 120.0) -> None:
+        self.server, self.account, self.retries = server, account, retries
+        self.limit = AdaptiveLimit(server.concurrency, timeout)
+        self.units = server.concurrency
+        self._flying: dict[str, asyncio.Future[Reply]] = {}
+        self._lost = 0
+
+    async def ask(self, requests: Sequence[Request], stage: str) -> list[Reply]:
+        """Answers in the order of the requests.
+
+        Raises:
+            BudgetReached: after all that was in flight has come back.
+            ServerGone: nothing can be asked any more.
+        """
+        if len(requests) == 1:
+            return [await self._one(requests[0], stage)]
+        answers: list[Reply | None] = [None] * len(requests)
+        problems: list[BaseException] = []
+
+        async def one(i: int) -> None:
+            try:
+                answers[i] = await self._one(requests[i], stage)
+            except AutointerpError as error:
+                # The others are paid for already, or will be refused in their turn.
+                problems.append(error)
+
+        async def group(members: list[int]) -> None:
+            await one(members[0])
+            if members[1:]:
+                await asyncio.gather(*map(one, members[1:]))
+
+        await asyncio.gather(*map(group, grouped(requests)))
+        if problems:
+            raise problems[0]
+        return [answer for answer in answers if answer is not None]
+
+    async def _one(self, request: Request, stage: str) -> Reply:
+        key = key_of(self.server.model, self.server.identity, request)
+        kept, flying = known(self.account, key, request), self._flying.get(key)
+        if kept is None and flying is not None:
+            kept = await asyncio.shield(flying)
+        if kept is not None:
+            self.account.saved(self.server, stage, kept.usage)
+            return kept
+        flying = self._flying[key] = asyncio.get_running_loop().create_future()
+        try:
+            reply = await self._send(request, stage, key)
+            flying.set_result(reply)
+            return reply
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError):
+                flying.cancel()
+            else:
+                flying.set_exception(error)
+                flying.exception()  # whether anybody else waits for it or not
+            raise
+        finally:
+            del self._flying[key]
+
+    async def _send(self, request: Request, stage: str, key: str) -> Reply:
+        attempt = await self._try(request, stage, key, last=self.retries == 0, retry=False)
+        if attempt.retry and self.retries:
+            attempt = await self._try_again(request, stage, key, attempt)
+        self._watch(attempt)
+        return attempt.reply
+
+    async def _try_again(self, request: Request, stage: str, key: str, first: Attempt) -> Attempt:
+        await asyncio.sleep(_pause(1, first))
+        retrying = AsyncRetrying(
+            stop=stop_after_attempt(self.retries), wait=_Pause(), retry=retry_if_result(lambda tried: tried.retry),
+            retry_error_callback=lambda state: state.outcome.result() if state.outcome else first,
+        )  # fmt: skip
+        made = 0
+
+        async def again() -> Attempt:
+            nonlocal made
+            made += 1
+            return await self._try(request, stage, key, last=made == self.retries, retry=True)
+
+        attempt: Attempt = await retrying(again)
+        return attempt
+
+    async def _try(self, request: Request, stage: str, key: str, *, last: bool, retry: bool) -> Attempt:
+        entered = await self.limit.enter()
+        pressed, began = False, time.perf_counter()
+        try:
+            held = await self.account.reserve(self.server, request)
+            began = time.perf_counter()
+            try:
+                attempt = await self.server.attempt(request)
+            except BaseException:
+                # Cut off by Ctrl-C or an error elsewhere: the server may finish it, and charge for it.
+                lost = Attempt(Failure("error", "interrupted"), charged=None)
+                seconds = time.perf_counter() - began
+                self.account.settle(self.server, stage, held, lost, retry=retry, seconds=seconds, key=None)
+                raise
+            pressed = attempt.pressed
+            if (attempt.after or 0.0) > LONGEST_WAIT:
+                attempt = Attempt(attempt.reply, pressed=True, charged=attempt.charged)
+            # What another try may mend is not kept.
+            final = key if last or not attempt.retry else None
+            seconds = time.perf_counter() - began
+            self.account.settle(self.server, stage, held, attempt, retry=retry, seconds=seconds, key=final)
+            return attempt
+        finally:
+            self.limit.leave(entered, pressed=pressed)
+
+    def _watch(self, attempt: Attempt) -> None:
+        reply = attempt.reply
+        unreachable = isinstance(reply, Failure) and reply.kind == "unreachable"
+        self._lost = self._lost + 1 if unreachable else 0
+        if attempt.stop or self._lost >= LOST_IN_A_ROW:
+            assert isinstance(reply, Failure)
+            raise ServerGone(f"{reply.message}. What was finished is kept: mend it, and run the same command again")
+
+
+def known(account: Account, key: str, request: Request) -> Reply | None:
+    """The reply that is kept for a request. Who asks again what has failed gets no answer that breaks its schema."""
+    reply = account.cache.get(key)
+    if account.cache.again and reply is not None and broken(request, reply):
+        return None
+    return reply
+
+
+def broken(request: Request, reply: Reply) -> bool:
+    """Whether this is an answer that breaks the schema of its request."""
+    return (
+        isinstance(request, Chat)
+        and isinstance(reply, ChatReply)
+        and request.schema is not None
+        and obeying(reply.text, request.schema) is None
+    )
+
+
+def _pause(tries: int, attempt: Attempt) -> float:
+    """Seconds before the next try: what the server asks for, or an exponential pause."""
+    if attempt.after is not None:
+        # All who were told the same must not come back at the same moment.
+        return attempt.after * random.uniform(1.0, 1.1)
+    return float(min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (tries - 1)) * random.uniform(0.5, 1.0))
+
+
+class _Pause(wait_base):
+    def __call__(self, retry_state: RetryCallState) -> float:
+        assert retry_state.outcome is not None
+        # The first try of all was made before.
+        attempt: Attempt = retry_state.outcome.result()
+        return _pause(retry_state.attempt_number + 1, attempt)
