@@ -10,6 +10,7 @@ import asyncio
 import random
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_result, stop_after_attempt
@@ -28,8 +29,6 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60.0
 """Seconds before the second try, doubled from try to try; the pause is drawn between half of it and all of it."""
 LONGEST_WAIT = 300.0
 """A server that asks for more seconds than this is not waited for."""
-LOST_IN_A_ROW = 3
-"""Requests that reach no server in all their tries, with none answered between, after which the run stops."""
 
 
 class Sender(Protocol):
@@ -49,7 +48,9 @@ class ServerSender:
         self.limit = AdaptiveLimit(server.concurrency, timeout)
         self.units = server.concurrency
         self._flying: dict[str, asyncio.Future[Reply]] = {}
-        self._lost = 0
+        self._lost_at: float | None = None
+        """Since when it could not be reached, with no answer between."""
+        self._gone: ServerGone | None = None
 
     async def ask(self, requests: Sequence[Request], stage: str) -> list[Reply]:
         """Answers in the order of the requests.
@@ -104,10 +105,9 @@ class ServerSender:
             del self._flying[key]
 
     async def _send(self, request: Request, stage: str, key: str) -> Reply:
-        attempt = await self._try(request, stage, key, last=self.retries == 0, retry=False)
+        attempt = await self._try(request, stage, key, 0)
         if attempt.retry and self.retries:
             attempt = await self._try_again(request, stage, key, attempt)
-        self._watch(attempt)
         return attempt.reply
 
     async def _try_again(self, request: Request, stage: str, key: str, first: Attempt) -> Attempt:
@@ -121,15 +121,19 @@ class ServerSender:
         async def again() -> Attempt:
             nonlocal made
             made += 1
-            return await self._try(request, stage, key, last=made == self.retries, retry=True)
+            return await self._try(request, stage, key, made)
 
         attempt: Attempt = await retrying(again)
         return attempt
 
-    async def _try(self, request: Request, stage: str, key: str, *, last: bool, retry: bool) -> Attempt:
+    async def _try(self, request: Request, stage: str, key: str, earlier: int) -> Attempt:
+        """One try, after so many earlier ones."""
+        last, retry = earlier == self.retries, earlier > 0
         entered = await self.limit.enter()
         pressed, began = False, time.perf_counter()
         try:
+            if self._gone is not None:
+                raise self._gone
             held = await self.account.reserve(self.server, request)
             began = time.perf_counter()
             try:
@@ -142,22 +146,37 @@ class ServerSender:
                 raise
             pressed = attempt.pressed
             if (attempt.after or 0.0) > LONGEST_WAIT:
-                attempt = Attempt(attempt.reply, pressed=True, charged=attempt.charged)
+                attempt = replace(attempt, retry=False)
             # What another try may mend is not kept.
             final = key if last or not attempt.retry else None
             seconds = time.perf_counter() - began
             self.account.settle(self.server, stage, held, attempt, retry=retry, seconds=seconds, key=final)
+            self._watch(attempt)
+            if unreachable(attempt.reply) and attempt.after is None and not last:
+                # Keeps its place while it waits, or all that is left would be sent to a server that is not there.
+                await asyncio.sleep(_pause(earlier + 1, attempt))
+                return replace(attempt, after=0.0)
             return attempt
         finally:
             self.limit.leave(entered, pressed=pressed)
 
     def _watch(self, attempt: Attempt) -> None:
-        reply = attempt.reply
-        unreachable = isinstance(reply, Failure) and reply.kind == "unreachable"
-        self._lost = self._lost + 1 if unreachable else 0
-        if attempt.stop or self._lost >= LOST_IN_A_ROW:
-            assert isinstance(reply, Failure)
-            raise ServerGone(f"{reply.message}. What was finished is kept: mend it, and run the same command again")
+        """Stop everything when no request can succeed: the server says so, or was not there for as long as one is
+        tried."""
+        reply, now = attempt.reply, time.monotonic()
+        if not unreachable(reply):
+            self._lost_at = None
+        elif self._lost_at is None:
+            self._lost_at = now
+        patience = sum(_longest(n) for n in range(1, self.retries + 1)) / 2
+        if attempt.stop or (self._lost_at is not None and now - self._lost_at > patience):
+            said = reply.message if isinstance(reply, Failure) else "the server is gone"
+            self._gone = ServerGone(f"{said}. What was finished is kept: mend it, and run the same command again")
+            raise self._gone
+
+
+def unreachable(reply: Reply) -> bool:
+    return isinstance(reply, Failure) and reply.kind == "unreachable"
 
 
 def known(account: Account, key: str, request: Request) -> Reply | None:
@@ -183,7 +202,11 @@ def _pause(tries: int, attempt: Attempt) -> float:
     if attempt.after is not None:
         # All who were told the same must not come back at the same moment.
         return attempt.after * random.uniform(1.0, 1.1)
-    return float(min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (tries - 1)) * random.uniform(0.5, 1.0))
+    return _longest(tries) * random.uniform(0.5, 1.0)
+
+
+def _longest(tries: int) -> float:
+    return float(min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (tries - 1)))
 
 
 class _Pause(wait_base):

@@ -1,6 +1,6 @@
 """The OpenAI client against the fake server: real HTTP, the real SDK, every way to fail.
 
-Retries are the SDK's own. Its pauses come from two constants that `fast` shrinks, and from Retry-After headers.
+Retries are the engine's. Its pauses come from two constants that `fast` shrinks, and from Retry-After headers.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import asyncio
 import json
 import logging
 import math
+import re
 import socket
 import subprocess
 import sys
@@ -24,11 +25,15 @@ from typing import Any
 import openai
 import pytest
 
+from autointerp.clients._openai_replies import read_chat, response_format
 from autointerp.clients.fake import FakeClient
 from autointerp.clients.fake_server import FakeServer, Fault, main
-from autointerp.clients.openai import OpenAIClient, create, read_chat, response_format
-from autointerp.errors import UserError
-from prompts.requests import Chat, ChatReply, Embed, EmbedReply, Failure, Likelihood, Message, Reply, Request, Usage
+from autointerp.clients.openai import OpenAIClient, create
+from autointerp.engine.account import Account
+from autointerp.engine.sending import ServerSender
+from autointerp.errors import ServerGone, UserError
+from autointerp.types import Attempt
+from prompts.requests import Chat, ChatReply, Embed, EmbedReply, Failure, Message, Reply, Request, Steer, Usage
 
 KEY = "my-Secret_key.0123456789abcdef"
 SCHEMA = {
@@ -44,8 +49,8 @@ Faults = Callable[[int, dict[str, Any]], Fault | None]
 @pytest.fixture(autouse=True)
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short pauses between retries, and a key."""
-    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
-    monkeypatch.setattr("openai._base_client.MAX_RETRY_DELAY", 0.02)
+    monkeypatch.setattr("autointerp.engine.sending.FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("autointerp.engine.sending.LONGEST_PAUSE", 0.02)
     for name in ("OPENAI_BASE_URL", "OPENROUTER_API_KEY", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
@@ -56,13 +61,15 @@ def chat(text: str, **fields: Any) -> Chat:
     return Chat((Message("user", text),), **fields)
 
 
-def ask(base_url: str, *requests: Request, **options: Any) -> list[Reply]:
-    """Replies of a client that lives for this call."""
+def ask(base_url: str, *requests: Request, retries: int = 2, **options: Any) -> list[Reply]:
+    """Replies of a client that lives for this call, through the engine."""
+    return ask_client(create("keyword", base_url=base_url, **{"timeout": 5.0, **options}), *requests, retries=retries)
 
+
+def ask_client(client: OpenAIClient, *requests: Request, retries: int = 2) -> list[Reply]:
     async def run() -> list[Reply]:
-        client = create("keyword", base_url=base_url, **{"timeout": 5.0, "max_retries": 2, **options})
         try:
-            return await client.answer(requests)
+            return await ServerSender(client, Account(), retries=retries).ask(requests, "test")
         finally:
             await client.close()
 
@@ -122,30 +129,25 @@ def test_one_client_serves_several_event_loops() -> None:
     with FakeServer(FakeClient()) as server:
         client = OpenAIClient("keyword", base_url=server.base_url, max_concurrency=2)
         for _ in range(2):
-
-            async def run() -> list[Reply]:
-                replies = await client.answer([chat(str(i)) for i in range(8)])
-                await client.close()
-                return replies
-
-            assert all(isinstance(reply, ChatReply) for reply in asyncio.run(run()))
+            replies = ask_client(client, *(chat(str(i)) for i in range(8)))
+            assert all(isinstance(reply, ChatReply) for reply in replies)
 
 
 def test_no_more_requests_in_flight_than_allowed() -> None:
-    lock, now, most = threading.Lock(), 0, 0
+    now, most = 0, 0
+    client = create("keyword", base_url="http://127.0.0.1:9/v1", max_concurrency=4)
 
-    def count(index: int, body: dict[str, Any]) -> None:
+    async def attempt(request: Request) -> Attempt:
         nonlocal now, most
-        with lock:
-            now += 1
-            most = max(most, now)
-        time.sleep(0.02)
-        with lock:
-            now -= 1
+        now += 1
+        most = max(most, now)
+        await asyncio.sleep(0.002)
+        now -= 1
+        return Attempt(ChatReply("fine"))
 
-    with FakeServer(FakeClient(), faults=count) as server:
-        ask(server.base_url, *(chat(str(i)) for i in range(24)), max_concurrency=4)
-    assert 2 <= most <= 4
+    client.attempt = attempt  # type: ignore[method-assign]
+    ask_client(client, *(chat(str(i)) for i in range(24)))
+    assert most == 4
 
 
 # Failures
@@ -165,25 +167,22 @@ def test_no_more_requests_in_flight_than_allowed() -> None:
         (Fault(status=400, message="This model's maximum context length is 4096 tokens"), "context_overflow", "", 1),
         (Fault(status=400, message="the request exceeds the available context size"), "context_overflow", "", 1),
         (Fault(status=400, message="no such parameter"), "rejected", "HTTP 400. Server: no such parameter", 1),
-        (Fault(status=401, message="Incorrect API key"), "rejected", "Remedy: set OPENAI_API_KEY", 1),
-        (Fault(status=403), "rejected", "Remedy: check that the key", 1),
         (Fault(status=404), "rejected", "/v1", 1),
         (Fault(status=422), "rejected", "HTTP 422", 1),
         (Fault(status=429, headers={"Retry-After-Ms": "5"}), "rejected", "--max-concurrency", 3),
         (Fault(status=408), "timeout", "HTTP 408", 3),
         (Fault(status=500, message="CUDA error"), "error", "CUDA error", 3),
-        (Fault("truncated_json"), "error", "undecodable", 1),
-        (Fault("wrong_json", content={"hello": 1}), "error", "not a chat completion", 1),
-        (Fault("wrong_json", content=[]), "error", "not a chat completion", 1),
-        (Fault("wrong_json", content={"choices": [{}]}), "error", "not a chat completion", 1),
-        (Fault("wrong_json", content={"choices": [{"message": {"content": [1]}}]}), "error", "content is list", 1),
+        (Fault("truncated_json"), "error", "undecodable", 3),
+        (Fault("wrong_json", content={"hello": 1}), "error", "not a chat completion", 3),
+        (Fault("wrong_json", content=[]), "error", "not a chat completion", 3),
+        (Fault("wrong_json", content={"choices": [{}]}), "error", "not a chat completion", 3),
+        (Fault("wrong_json", content={"choices": [{"message": {"content": [1]}}]}), "error", "content is list", 3),
         (
             Fault("wrong_json", content={"error": {"message": "provider down", "code": 502}}),
             "error",
             "provider down",
-            1,
+            3,
         ),
-        (Fault("reset"), "unreachable", "Is the server up", 3),
     ],
 )
 def test_every_failure_has_its_kind(fault: Fault, kind: str, said: str, attempts: int) -> None:
@@ -192,10 +191,27 @@ def test_every_failure_has_its_kind(fault: Fault, kind: str, said: str, attempts
     assert said in failure.message and "\n" not in failure.message
 
 
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (Fault(status=401, message="Incorrect API key"), "Remedy: set OPENAI_API_KEY"),
+        (Fault(status=403), "Remedy: check that the key"),
+        (Fault(status=429, code="insufficient_quota", message="no money"), "no money"),
+        (Fault("reset"), "Is the server up"),
+    ],
+)
+def test_what_no_further_request_could_mend_stops_the_run(fault: Fault, said: str) -> None:
+    with FakeServer(FakeClient(), faults=lambda index, body: fault) as server:
+        with pytest.raises(ServerGone, match=re.escape(said)) as raised:
+            ask(server.base_url, *(chat(str(i)) for i in range(50)), max_concurrency=4)
+        assert "run the same command again" in str(raised.value) and KEY not in str(raised.value)
+        assert len(server.log) <= 4 * 4, "the others were not sent"
+
+
 @pytest.mark.parametrize("fault", [Fault("hang"), Fault("drip")])
 def test_time_outs(fault: Fault) -> None:
     start = time.perf_counter()
-    failure, _ = ask_with(fault, timeout=0.3, max_retries=0)
+    failure, _ = ask_with(fault, timeout=0.3, retries=0)
     assert failure.kind == "timeout" and time.perf_counter() - start < 2
 
 
@@ -210,9 +226,9 @@ def test_bad_embeddings_are_errors(content: Any) -> None:
 
 def test_a_text_that_cannot_be_sent_fails_alone() -> None:
     with FakeServer(FakeClient()) as server:
-        replies = ask(server.base_url, chat("\ud800"), chat("fine"), Likelihood("a", "b"))
+        replies = ask(server.base_url, chat("\ud800"), chat("fine"), Steer(0, (), 1.0, 1, 0))
     assert [type(reply) for reply in replies] == [Failure, ChatReply, Failure]
-    assert isinstance(replies[2], Failure) and "Likelihood" in replies[2].message
+    assert isinstance(replies[2], Failure) and "Steer" in replies[2].message
 
 
 def test_usage_of_a_failed_answer_is_kept() -> None:
@@ -230,18 +246,24 @@ def test_retry_after_is_honoured() -> None:
     assert isinstance(reply, ChatReply) and 0.4 <= time.perf_counter() - start < 2
 
 
-def test_a_wrong_port_is_unreachable_and_costs_one_round_of_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_port_stops_the_run() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.2)
-    monkeypatch.setattr("openai._base_client.MAX_RETRY_DELAY", 0.2)
-    start = time.perf_counter()
-    replies = ask(f"http://127.0.0.1:{port}/v1", *(chat(str(i)) for i in range(60)), max_concurrency=4, max_retries=3)
-    # 60 requests with 3 pauses each over 4 slots would take 7 s.
-    assert time.perf_counter() - start < 3
-    assert all(isinstance(reply, Failure) and reply.kind == "unreachable" for reply in replies)
-    assert isinstance(replies[0], Failure) and str(port) in replies[0].message
+    url = f"http://127.0.0.1:{port}/v1"
+    account = Account()
+    client = create("keyword", base_url=url, max_concurrency=4)
+
+    async def run() -> None:
+        try:
+            await ServerSender(client, account, retries=3).ask([chat(str(i)) for i in range(60)], "test")
+        finally:
+            await client.close()
+
+    with pytest.raises(ServerGone, match=rf"{port}.*Is the server up"):
+        asyncio.run(run())
+    (row,) = account.cache.spent()
+    assert row["calls"] <= 4 * 4 + 4 and row["unsure_tokens"] == 0, "nothing was sent, so nothing may have been charged"
 
 
 # 5 % of each fault: (what goes wrong, whether a retry finds it gone, what it ends as)
@@ -255,7 +277,7 @@ MIXTURE: list[tuple[Fault | None, bool, str]] = [
     (Fault("reset"), False, "unreachable"),
     (Fault("hang"), False, "timeout"),
     (Fault(status=400, code="context_length_exceeded"), False, "context_overflow"),
-    (Fault(status=401), False, "rejected"),
+    (Fault(status=422), False, "rejected"),
     (Fault("truncated_json"), False, "error"),
     (Fault("wrong_json", content={"answers": [1]}), False, "error"),
     (Fault("refusal"), False, "refused"),
@@ -281,8 +303,8 @@ def test_counts_add_up_under_a_mixture_of_faults() -> None:
         replies = ask(server.base_url, *(chat(str(i)) for i in range(200)), max_concurrency=16, timeout=0.4)
     ends = [reply.kind if isinstance(reply, Failure) else "ok" for reply in replies]
     assert ends == [MIXTURE[i % len(MIXTURE)][2] for i in range(200)]
-    # 10 requests of each of 20 sorts; retried sorts: 4 that pass at the second attempt, 4 that fail 3 times.
-    assert Counter(ends)["ok"] == 90 and len(server.log) == 10 * (4 * 2 + 4 * 3 + 12)
+    # 10 requests of each of 20 sorts; retried sorts: 4 that pass at the second attempt, 6 that fail 3 times.
+    assert Counter(ends)["ok"] == 90 and len(server.log) == 10 * (4 * 2 + 6 * 3 + 10)
 
 
 # The key
@@ -297,32 +319,29 @@ def test_the_key_shows_nowhere(caplog: pytest.LogCaptureFixture) -> None:
         Fault("wrong_json", content={"error": {"message": KEY}}),
         Fault(status=401, message="Incorrect API key provided: sk-proj-abc***xyz9"),
     ):
-        failure, _ = ask_with(fault)
-        assert KEY[:8] not in failure.message and "xyz9" not in failure.message and len(failure.message) <= 500
+        with FakeServer(FakeClient(), faults=lambda index, body, fault=fault: fault) as server:
+            client = OpenAIClient("keyword", base_url=server.base_url)
+            failure = asyncio.run(client.attempt(chat("hello"))).reply
+        assert isinstance(failure, Failure) and KEY[:8] not in failure.message
+        assert "xyz9" not in failure.message and len(failure.message) <= 500
     with FakeServer(FakeClient()) as server:
         client = OpenAIClient("keyword", base_url=server.base_url)
-        assert isinstance(asyncio.run(_answer_and_close(client, chat("hi"))), ChatReply)
+        assert isinstance(ask_client(client, chat("hi"))[0], ChatReply)
     assert server.log[0].authorized
     shown = [repr(client), str(vars(client)), repr(server.log), caplog.text, *(str(vars(r)) for r in caplog.records)]
     assert not [text for text in shown if KEY in text]
     assert "HTTP Request" in caplog.text  # the SDK did log
 
 
-async def _answer_and_close(client: OpenAIClient, request: Request) -> Reply:
-    (reply,) = await client.answer([request])
-    await client.close()
-    return reply
-
-
 def test_which_key_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    from autointerp.clients.openai import _find_key
+    from autointerp.clients._keys import find_key
 
     monkeypatch.setenv("OPENROUTER_API_KEY", "router-key\n")
-    assert _find_key("openrouter.ai") == ("OPENROUTER_API_KEY", "router-key")
-    assert _find_key("openrouter.ai.example.com") == ("OPENAI_API_KEY", KEY)
-    assert _find_key("127.0.0.1") == _find_key("api.openai.com") == ("OPENAI_API_KEY", KEY)
+    assert find_key("https://openrouter.ai/api/v1") == ("OPENROUTER_API_KEY", "router-key")
+    assert find_key("http://openrouter.ai.example.com/v1") == ("OPENAI_API_KEY", KEY)
+    assert find_key("http://127.0.0.1/v1") == find_key("https://api.openai.com/v1") == ("OPENAI_API_KEY", KEY)
     monkeypatch.delenv("OPENAI_API_KEY")
-    assert _find_key("127.0.0.1")[1] == "no-key"
+    assert find_key("http://127.0.0.1/v1")[1] == "no-key"
     monkeypatch.delenv("OPENROUTER_API_KEY")
     for url in (None, "https://api.openai.com/v1", "https://openrouter.ai/api/v1"):
         with pytest.raises(UserError, match=r"no API key .* set OPEN.*_API_KEY"):
@@ -342,14 +361,14 @@ def test_bad_base_urls(url: str) -> None:
 
 
 def test_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
-    for options in ({"max_concurrency": 0}, {"timeout": 0}, {"max_retries": -1}):
+    for options in ({"max_concurrency": 0}, {"timeout": 0}):
         with pytest.raises(UserError, match="at least 1"):
             create("m", **options)  # type: ignore[arg-type]
     assert repr(create("m", base_url="http://user:pw@[::1]:8000/v1?k=v")) == (
         "OpenAIClient(model='m', base_url='http://[::1]:8000/v1')"
     )
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
-    assert create("m").base_url == "http://127.0.0.1:9/v1"
+    assert create("m").urls == ["http://127.0.0.1:9/v1"]
 
 
 def test_schemas_are_closed_for_strict_decoding() -> None:
