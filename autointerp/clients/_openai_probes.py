@@ -7,7 +7,6 @@ whose right answer is known whatever the model says, because it follows from ano
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from autointerp.clients._openai_replies import at, read_usage
@@ -137,8 +136,7 @@ async def _ask(client: OpenAIClient, request: Chat | Choice | Likelihood) -> tup
     """The reply, and whether nothing will work. One fault in passing is forgiven."""
     attempt = await client.attempt(request)
     if attempt.retry:
-        again = await client.attempt(request)
-        attempt = replace(again, stop=again.stop or (again.retry and isinstance(again.reply, Failure)))
+        attempt = await client.attempt(request)
     return attempt.reply, attempt.stop
 
 

@@ -7,6 +7,8 @@ Models (the part after `:` is the behaviour's argument):
 
 - `keyword`: explains with the most frequent marked token; finds the explanation's words in the windows.
 - `constant`: says the same to everything.
+- `lengths[:SEED]`: chats of 1 to max_tokens words, drawn per request and SEED (any text); otherwise as `keyword`. A
+  chat with a schema gets the JSON that `keyword` gives, and its usage counts the drawn number.
 - `script:PATH`: chat replies read from a JSONL file, in order.
 - `oracle[:LABEL]`: from Python only; judges with a function of the caller's.
 """
@@ -21,6 +23,8 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from functools import lru_cache
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, get_args
 
@@ -61,6 +65,10 @@ class Behaviour:
     choice: Callable[[Choice], tuple[float, ...]]
     likelihood: Callable[[Likelihood], tuple[float, ...]]
     embed: Callable[[Embed], tuple[float, ...]]
+    length: Callable[[Chat], int] | None = None
+    """What the usage of a chat counts as completion tokens; None counts the words of the answer."""
+    along: Callable[[Sequence[str]], list[float]] | None = None
+    """A faster way to what `likelihood` gives for each of the pieces of a text after those before it."""
 
 
 class FakeClient(Client):
@@ -121,12 +129,22 @@ class FakeClient(Client):
             return Failure("error", f"the fake client cannot answer {type(request).__name__} requests")
         return answer(request)
 
+    def logprobs(self, pieces: Sequence[str]) -> list[float]:
+        """Nats of each piece of a text after those before it: the `Likelihood` of each, in one pass if possible."""
+        apart = all(a[-1].isspace() or b[0].isspace() for a, b in pairwise(filter(None, pieces)))
+        # Pieces of one word would have to be put together before they are compared.
+        if self._behaviour.along is not None and apart:
+            return self._behaviour.along(pieces)
+        texts = accumulate(pieces, initial="")
+        return [sum(self._behaviour.likelihood(Likelihood(*pair))) for pair in zip(texts, pieces, strict=False)]
+
     def _chat(self, request: Chat) -> Reply:
         said = self._behaviour.chat(request)
         prompt = sum(_count(message.content) for message in request.messages)
         if isinstance(said, Failure):
             return replace(said, usage=Usage(prompt))
-        return ChatReply(said, Usage(prompt, _count(said)))
+        length = self._behaviour.length
+        return ChatReply(said, Usage(prompt, _count(said) if length is None else length(request)))
 
     def _choice(self, request: Choice) -> Reply:
         usage = Usage(sum(_count(message.content) for message in request.messages))
@@ -156,7 +174,8 @@ def create(
 
 def keyword(argument: str = "", oracle: Oracle | None = None, pattern: str = EXPLANATION) -> Behaviour:
     """Matches words. `oracle` is ignored."""
-    return Behaviour(_chat_with(mentions, EXPLANATION), first_in_prompt, words_in_prompt, bag_of_words)
+    chat = _chat_with(mentions, EXPLANATION)
+    return Behaviour(chat, first_in_prompt, words_in_prompt, bag_of_words, along=words_so_far)
 
 
 def constant(argument: str = "", oracle: Oracle | None = None, pattern: str = EXPLANATION) -> Behaviour:
@@ -186,6 +205,22 @@ def script(argument: str = "", oracle: Oracle | None = None, pattern: str = EXPL
     return replace(keyword(), chat=chat)
 
 
+def lengths(argument: str = "", oracle: Oracle | None = None, pattern: str = EXPLANATION) -> Behaviour:
+    """Chats of as many words as drawn from the request and the seed `argument`; everything else as `keyword`."""
+
+    def length(request: Chat) -> int:
+        digest = hashlib.sha256(f"{argument}:{fingerprint(request)}".encode()).digest()
+        return 1 + int.from_bytes(digest[:8], "big") % request.max_tokens
+
+    def chat(request: Chat) -> str | Failure:
+        if request.schema is not None:
+            # JSON that obeys a schema cannot have any number of words.
+            return keyword().chat(request)
+        return " ".join([fingerprint(request), *(f"word{i}" for i in range(2, length(request) + 1))])
+
+    return replace(keyword(), chat=chat, length=length)
+
+
 def judged(argument: str = "", oracle: Oracle | None = None, pattern: str = EXPLANATION) -> Behaviour:
     """Detection and likelihoods by `oracle`; everything else as `keyword`. `argument` is only a label."""
     if oracle is None:
@@ -197,12 +232,13 @@ def judged(argument: str = "", oracle: Oracle | None = None, pattern: str = EXPL
         matches = any(judge(explanation, request.text) for explanation in explanations)
         return tuple(LIKELY if matches else UNLIKELY for _ in request.text.split())
 
-    return replace(keyword(), chat=_chat_with(judge, pattern), likelihood=likelihood)
+    return replace(keyword(), chat=_chat_with(judge, pattern), likelihood=likelihood, along=None)
 
 
 BEHAVIOURS: dict[str, Callable[[str, Oracle | None, str], Behaviour]] = {
     "keyword": keyword,
     "constant": constant,
+    "lengths": lengths,
     "script": script,
     "oracle": judged,
 }
@@ -249,6 +285,17 @@ def words_in_prompt(request: Likelihood) -> tuple[float, ...]:
     """Log-probability of each white-space separated word of the text: `LIKELY` if the prompt contains the word."""
     known = {_bare(word) for word in request.prompt.split()}
     return tuple(LIKELY if _bare(word) in known else UNLIKELY for word in request.text.split())
+
+
+def words_so_far(pieces: Sequence[str]) -> list[float]:
+    """Log-probability of each piece: `words_in_prompt` with the pieces before it as the prompt."""
+    known: set[str] = set()
+    values = []
+    for piece in pieces:
+        words = [_bare(word) for word in piece.split()]
+        values.append(sum((LIKELY if word in known else UNLIKELY for word in words), start=0.0))
+        known.update(words)
+    return values
 
 
 def bag_of_words(request: Embed) -> tuple[float, ...]:
@@ -325,6 +372,7 @@ def _read_line(line: str, where: str) -> str | Failure:
     )
 
 
+@lru_cache(maxsize=65_536)
 def _bare(word: str) -> str:
     return re.sub(r"^\W+|\W+$", "", word).lower() or word
 

@@ -3,8 +3,9 @@
     with FakeServer(FakeClient()) as server:
         client = OpenAIClient("keyword", base_url=server.base_url)
 
-It serves chat completions (json_schema, n), completions (echo and log-probs as vLLM gives them), embeddings and
-the list of models, on 127.0.0.1 only. It does not stream, does not check keys and never keeps one. From a shell:
+It serves chat completions (json_schema, n, log-probs), completions (echo and log-probs as vLLM gives them),
+embeddings, the list of models, vLLM's `/tokenize` and batches, on 127.0.0.1 only. It does not stream, does not check
+keys and never keeps one. From a shell:
 
     python -m autointerp.clients.fake_server --port 8099 --model keyword
 """
@@ -12,58 +13,30 @@ the list of models, on 127.0.0.1 only. It does not stream, does not check keys a
 from __future__ import annotations
 
 import argparse
-import base64
-import contextlib
+import asyncio
 import json
-import re
 import signal
 import socket
-import struct
 import sys
 import threading
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import traceback
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, TextIO, get_args
 
+from autointerp.clients._fake_batches import Batches, read_form
+from autointerp.clients._fake_endpoints import IMITATIONS, Endpoints
+from autointerp.clients._fake_faults import Fault, FaultKind, Faults, answered, random_faults
+from autointerp.clients._fake_http import Connection, Incoming, Pool
 from autointerp.clients.fake import FakeClient
 from autointerp.errors import UserError
-from prompts.requests import Chat, ChatReply, Embed, EmbedReply, Failure, Likelihood, LikelihoodReply, Message, Usage
 
-FaultKind = Literal["status", "reset", "hang", "drip", "truncated_json", "wrong_json", "refusal", "finish"]
+__all__ = ["FakeServer", "Fault", "FaultKind", "Logged", "main"]
 
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """What goes wrong with one response.
-
-    `status`: an error with `status`, `message`, `code` and `headers` (say, Retry-After). `reset`: the connection is
-    reset. `hang`: no response until the server stops. `drip`: white space for ever. `truncated_json`: half of a chat
-    completion. `wrong_json`: the JSON of `content`. `refusal`: the model refuses with `message`. `finish`: a chat
-    completion with the text `message` and the finish_reason `code`.
-    """
-
-    kind: FaultKind = "status"
-    status: int = 500
-    message: str = "injected fault"
-    code: str | None = None
-    headers: Mapping[str, str] = field(default_factory=dict)
-    content: Any = None
-
-
-SCRIPTED = {
-    "refused": Fault("refusal"),
-    "empty": Fault("finish", message="", code="stop"),
-    "truncated": Fault("finish", code="length"),
-    "unparsable": Fault("finish", message="no JSON", code="stop"),
-    "context_overflow": Fault(status=400, code="context_length_exceeded"),
-    "timeout": Fault("hang"),
-    "unreachable": Fault("reset"),
-    "rejected": Fault(status=422),
-    "error": Fault(status=500, headers={"x-should-retry": "false"}),
-}
-"""How a `Failure` of the fake model shows over HTTP. A retried error would take the next line of a script."""
+BACKLOG = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +49,22 @@ class Logged:
 
 
 class FakeServer:
-    """Serves `client` between `__enter__` and `__exit__`; `port` 0 takes a free one.
+    """Serves `client` between `__enter__` and `__exit__` in one thread of its own; `port` 0 takes a free one.
 
-    `latency` is in seconds, before every response. `faults(i, body)` is called for the i-th POST (from 0, in order
-    of arrival, retries counted) and says what goes wrong with it, if anything.
+    `latency` is in seconds, before every response to a POST: one number, or a function of the POST's number and its
+    body. `faults(i, body)` is called for the i-th POST (from 0, in order of arrival, retries counted) and says what
+    goes wrong with it, if anything. Both are called in the server's thread, which does nothing else meanwhile.
+
+    `keep_log` bounds `log` to the most recent so many POSTs; None keeps all. `log_file` is appended to, one JSON
+    line per POST as it arrives (`index`, `path`, `body`) and one when its answer has been handed to the kernel
+    (`done`: its index, `status`). `imitate` names habits of real servers (`IMITATIONS`). `context_length` is in
+    tokens, which are words here.
+
+    A batch is in progress for `batch_seconds`; then its lines are answered, without latency. Each counts as a POST of
+    its own, with a number, a fault and a place in the log.
 
     Raises:
-        UserError: the port is taken.
+        UserError: the port is taken, an unknown imitation, or a log file that cannot be opened (on entering).
     """
 
     def __init__(
@@ -90,304 +72,238 @@ class FakeServer:
         client: FakeClient,
         *,
         port: int = 0,
-        latency: float = 0.0,
-        faults: Callable[[int, dict[str, Any]], Fault | None] = lambda index, body: None,
+        latency: float | Callable[[int, dict[str, Any]], float] = 0.0,
+        faults: Faults = lambda index, body: None,
+        keep_log: int | None = None,
+        log_file: Path | None = None,
+        imitate: frozenset[str] = frozenset(),
+        context_length: int = 8192,
+        batch_seconds: float = 0.2,
     ) -> None:
+        unknown = sorted(set(imitate) - set(IMITATIONS))
+        if unknown:
+            raise UserError(f"the fake server cannot imitate {', '.join(unknown)}; it can {', '.join(IMITATIONS)}")
         self.client = client
         self.latency = latency
         self.faults = faults
         self.stopping = threading.Event()
-        self._log: list[Logged] = []
+        self.served = 0
+        """POST requests so far, the lines of batches included."""
+        self.most_in_flight = 0
+        """Most requests that waited for their answers at one time."""
+        self._endpoints = Endpoints(client, frozenset(imitate), context_length)
+        self._batches = Batches(self._line, batch_seconds)
+        self._log: deque[Logged] = deque(maxlen=keep_log)
         self._lock = threading.Lock()
+        self._log_path = log_file
+        self._log_file: TextIO | None = None
+        self._pool = Pool()
+        self._started = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="fake-server")
+        self._socket = socket.socket()
         try:
-            self._http = _Http(("127.0.0.1", port), _Handler)
-        except OSError as error:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._socket.bind(("127.0.0.1", port))
+            self._socket.listen(BACKLOG)
+        except (OSError, OverflowError) as error:
+            self._socket.close()
             raise UserError(f"cannot listen on 127.0.0.1:{port}: {error}; choose another --port") from error
-        self._http.fake = self
-        self._thread = threading.Thread(target=self._http.serve_forever, args=(0.05,), name="fake-server")
+        self._port = self._socket.getsockname()[1]
 
     @property
     def base_url(self) -> str:
         """To be given as `--base-url`."""
-        return f"http://127.0.0.1:{self._http.server_address[1]}/v1"
+        return f"http://127.0.0.1:{self._port}/v1"
 
     @property
     def log(self) -> list[Logged]:
-        """The POST requests so far, in order of arrival."""
+        """The POST requests so far (the last `keep_log` of them), in order of arrival."""
         with self._lock:
             return list(self._log)
 
-    def record(self, logged: Logged) -> int:
-        """Append to the log and return the index."""
-        with self._lock:
-            self._log.append(logged)
-            return len(self._log) - 1
-
     def __enter__(self) -> FakeServer:
+        if self._log_path is not None:
+            try:
+                self._log_file = self._log_path.open("a", encoding="utf-8")
+            except OSError as error:
+                self._socket.close()
+                raise UserError(f"cannot write the log {self._log_path}: {error}; choose another --log") from error
         self._thread.start()
+        self._started.wait()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop, end all connections, and wait for every thread."""
+        """Stop, end all connections, and wait for the thread."""
         self.stopping.set()
-        self._http.shutdown()
+        self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join()
-        self._http.hang_up()
-        self._http.server_close()
+        if self._log_file is not None:
+            self._log_file.close()
 
-
-class _Http(ThreadingHTTPServer):
-    fake: FakeServer
-    daemon_threads = False  # so that server_close() joins them
-    request_queue_size = 128
-
-    def __init__(self, *args: Any) -> None:
-        self._open: set[socket.socket] = set()
-        self._open_lock = threading.Lock()
-        super().__init__(*args)
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        with self._open_lock:
-            self._open.add(request)
-        super().process_request(request, client_address)
-
-    def shutdown_request(self, request: Any) -> None:
-        with self._open_lock:
-            self._open.discard(request)
-        super().shutdown_request(request)
-
-    def hang_up(self) -> None:
-        """Wake the threads that wait for the next request on a kept-alive connection."""
-        with self._open_lock:
-            for connection in self._open:
-                with contextlib.suppress(OSError):  # the other side may have been faster
-                    connection.shutdown(socket.SHUT_RDWR)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        if not isinstance(sys.exc_info()[1], OSError):  # clients that give up are a normal thing here
-            super().handle_error(request, client_address)
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: _Http
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # headers and body are two writes: 40 ms each with Nagle
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-        """Nothing: the test's own output is what matters."""
-
-    def do_GET(self) -> None:
-        if self.path != "/v1/models":
-            self.fail(Fault(status=404, message="no such path; the base URL ends in /v1"))
-            return
-        model = {"id": self.server.fake.client.model, "object": "model", "created": 0, "owned_by": "autointerp"}
-        self.send(200, {"object": "list", "data": [model]})
-
-    def do_POST(self) -> None:
-        fake = self.server.fake
+    def _run(self) -> None:
         try:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            asyncio.run(self._serve())
+        finally:
+            self._started.set()  # whoever enters shall not wait for a thread that has failed
+
+    async def _serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._stop = asyncio.Event()
+        server = await self._loop.create_server(
+            lambda: Connection(self._handle, self._pool), sock=self._socket, backlog=BACKLOG
+        )
+        self._started.set()
+        await self._stop.wait()
+        server.close()
+        while self._pool.alive:
+            for connection in list(self._pool.alive):
+                connection.abort()
+            await asyncio.sleep(0)  # the loop closes an aborted connection in its next round
+
+    def _handle(self, connection: Connection, incoming: Incoming) -> None:
+        """Answer one request, now or after the latency."""
+        if incoming.method != "POST":
+            self._send(connection, self._look_up(incoming.method, incoming.path))
+            return
+        path = incoming.path
+        form: dict[str, tuple[str, bytes]] = {}
+        try:
+            if path == "/v1/files":
+                form = read_form(incoming.headers.get("content-type", ""), incoming.body)
+                body = {name: {"filename": part[0], "bytes": len(part[1])} for name, part in form.items()}
+            else:
+                body = json.loads(incoming.body or b"{}")
             if not isinstance(body, dict):
                 raise ValueError("the body has to be a JSON object")
-        except (TypeError, ValueError) as error:
-            self.close_connection = True  # whatever is left of the body is not the next request
-            self.fail(Fault(status=400, message=f"bad request: {error}"))
+        except (ValueError, RecursionError) as error:
+            self._send(connection, Fault(status=400, message=f"bad request: {error}"))
             return
-        index = fake.record(Logged(self.path, body, "Authorization" in self.headers))
-        fake.stopping.wait(fake.latency)
-        fault = fake.faults(index, body)
+        logged = Logged(path, body, "authorization" in incoming.headers)
+        index = self._record(logged)
+        self.most_in_flight = max(self.most_in_flight, self._pool.busy)
         try:
-            content = fault or ENDPOINTS.get(self.path, no_such_path)(fake.client, body)
-        except (AttributeError, LookupError, TypeError, ValueError) as error:
-            content = Fault(status=400, message=f"bad request: {type(error).__name__}: {error}")
-        if isinstance(content, Fault):
-            FAULTS[content.kind](self, content)
+            seconds = self.latency(index, body) if callable(self.latency) else self.latency
+        except Exception as error:
+            self._send(connection, _own_error(error), index)
             return
-        self.send(200, content)
+        connection.after(seconds, lambda: self._send(connection, self._content(index, logged, form), index))
 
-    def send(self, status: int, content: Any, headers: Mapping[str, str] | None = None, *, cut: bool = False) -> None:
-        """Send `content` as JSON, or its first half."""
-        data = json.dumps(content).encode()
-        data = data[: len(data) // 2] if cut else data
-        self.send_response(status)
-        for name, value in {
-            "Content-Type": "application/json",
-            "Content-Length": str(len(data)),
-            **(headers or {}),
-        }.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(data)
+    def _look_up(self, method: str, path: str) -> Any:
+        """What a GET or a DELETE is answered with."""
+        if method == "DELETE":
+            return self._batches.delete(path)
+        if method != "GET":
+            return Fault(status=405, message=f"no {method} here")
+        model = f"/v1/models/{self.client.model}"
+        if path in ("/v1/models", model):
+            models = self._endpoints.models()
+            return models["data"][0] if path == model else models
+        return self._batches.get(path)
 
-    def fail(self, fault: Fault) -> None:
-        """Send an error in OpenAI's shape."""
-        error = {"message": fault.message, "type": "invalid_request_error", "param": None, "code": fault.code}
-        self.send(fault.status, {"error": error}, fault.headers)
+    def _content(self, index: int, logged: Logged, form: dict[str, tuple[str, bytes]]) -> Any:
+        """What a POST is answered with."""
+        try:
+            fault = self.faults(index, logged.body)
+            if fault:
+                return fault
+            if logged.path == "/v1/files":
+                return self._batches.upload(form)
+            if logged.path.startswith("/v1/batches"):
+                return self._batches.post(logged.path, logged.body, logged.authorized)
+            return self._endpoints.post(logged.path, logged.body)
+        except Exception as error:  # of the caller's functions; the client shall not wait for ever
+            return _own_error(error)
 
-    def reset(self, fault: Fault) -> None:
-        """End the connection with RST instead of FIN."""
-        self.close_connection = True
-        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        socket.close(self.connection.detach())  # a plain close() would wait for rfile and wfile
+    def _line(self, path: str, body: dict[str, Any], authorized: bool) -> Any:
+        """What a line of a batch is answered with."""
+        logged = Logged(path, body, authorized)
+        index = self._record(logged)
+        content = self._content(index, logged, {})
+        answer = answered(content)
+        if answer is not None:
+            self._write({"done": index, "status": answer[0]})
+        return content
 
-    def hang(self, fault: Fault) -> None:
-        """Leave the client waiting."""
-        self.close_connection = True
-        self.server.fake.stopping.wait()
+    def _record(self, logged: Logged) -> int:
+        """Log a POST and return its index."""
+        with self._lock:
+            index, self.served = self.served, self.served + 1
+            self._log.append(logged)
+        self._write({"index": index, "path": logged.path, "body": logged.body})
+        return index
 
-    def drip(self, fault: Fault) -> None:
-        """Begin a response and never end it: no single read times out."""
-        self.close_connection = True
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.end_headers()
-        while not self.server.fake.stopping.wait(0.02):
-            self.wfile.write(b" ")
+    def _write(self, line: dict[str, Any]) -> None:
+        if self._log_file is not None:
+            self._log_file.write(json.dumps(line) + "\n")
+            self._log_file.flush()
 
-
-FAULTS: dict[FaultKind, Callable[[_Handler, Fault], None]] = {
-    "status": _Handler.fail,
-    "reset": _Handler.reset,
-    "hang": _Handler.hang,
-    "drip": _Handler.drip,
-    "truncated_json": lambda handler, fault: handler.send(200, completion([("half an answer", "stop")]), cut=True),
-    "wrong_json": lambda handler, fault: handler.send(200, fault.content),
-    "refusal": lambda handler, fault: handler.send(200, completion([(None, "stop")], refusal=fault.message)),
-    "finish": lambda handler, fault: handler.send(200, completion([(fault.message, fault.code or "stop")])),
-}
-
-
-def completion(
-    choices: list[tuple[str | None, str]], usage: Usage | None = None, model: str = "fake", refusal: str | None = None
-) -> dict[str, Any]:
-    """A chat completion with these pairs of text and finish_reason."""
-    shown = [
-        {"index": i, "message": {"role": "assistant", "content": text, "refusal": refusal}, "finish_reason": reason}
-        for i, (text, reason) in enumerate(choices)
-    ]
-    head = {"id": "chatcmpl-fake", "object": "chat.completion", "created": 0, "model": model}
-    return {**head, "choices": shown, "usage": counts(usage or Usage())}
+    def _send(self, connection: Connection, content: Any, index: int | None = None) -> None:
+        """Answer with `content` as JSON, or let the `Fault` happen."""
+        answer = answered(content)
+        if answer is None:
+            {"reset": connection.reset, "hang": connection.hang, "drip": connection.drip}[content.kind]()
+            return
+        written = None
+        if index is not None and self._log_file is not None:
+            done = {"done": index, "status": answer[0]}
+            written = lambda: self._write(done)  # noqa: E731
+        connection.respond(*answer, written=written)
 
 
-def chat(client: FakeClient, body: dict[str, Any]) -> dict[str, Any] | Fault:
-    """POST /v1/chat/completions."""
-    if body.get("stream"):
-        raise ValueError("the fake server does not stream")
-    wanted = body.get("response_format") or {}
-    requests = [
-        Chat(
-            messages=tuple(Message(message["role"], plain(message["content"])) for message in body["messages"]),
-            max_tokens=body.get("max_completion_tokens") or body.get("max_tokens") or 256,
-            temperature=float(body.get("temperature") or 0.0),
-            schema=wanted["json_schema"]["schema"] if wanted.get("type") == "json_schema" else None,
-            sample_index=int(body.get("seed") or 0) + i,
-        )
-        for i in range(int(body.get("n") or 1))
-    ]
-    replies = [client.reply(request) for request in requests]
-    for reply in replies:
-        if isinstance(reply, Failure):
-            return replace(SCRIPTED[reply.kind], message=SCRIPTED[reply.kind].message and reply.message)
-    usage = Usage(replies[0].usage.prompt_tokens, sum(reply.usage.completion_tokens for reply in replies))
-    return completion([(reply.text, "stop") for reply in replies if isinstance(reply, ChatReply)], usage, body["model"])
-
-
-def complete(client: FakeClient, body: dict[str, Any]) -> dict[str, Any] | Fault:
-    """POST /v1/completions, for one prompt.
-
-    Log-probs are those of a model that reads from left to right: the `Likelihood` of each white-space separated
-    token after all text before it. The first token of an echoed prompt has none, as in vLLM.
-    """
-    prompt, echo, limit = body["prompt"], bool(body.get("echo")), int(body.get("max_tokens", 16))
-    if not isinstance(prompt, str) or body.get("n", 1) != 1 or body.get("stream"):
-        raise ValueError("the fake server completes one text, once, without streaming")
-    said = client.reply(Chat((Message("user", prompt),))) if limit else ChatReply("")
-    if not isinstance(said, ChatReply):
-        return SCRIPTED[said.kind] if isinstance(said, Failure) else Fault()
-    new = re.findall(r"\s*\S+", said.text)
-    text = (prompt if echo else "") + "".join(new[:limit])
-    choice: dict[str, Any] = {"index": 0, "text": text, "logprobs": None}
-    choice["finish_reason"] = "length" if len(new) > limit or not limit else "stop"
-    if body.get("logprobs") is not None:
-        before = "" if echo else prompt
-        tokens = list(re.finditer(r"\s*\S+|\s+$", text))
-        values = [logprob(client, before + text[: token.start()], token.group()) for token in tokens]
-        choice["logprobs"] = {
-            "tokens": [token.group() for token in tokens],
-            "token_logprobs": values,
-            "text_offset": [token.start() for token in tokens],
-            "top_logprobs": [None if v is None else {t.group(): v} for t, v in zip(tokens, values, strict=True)],
-        }
-    head = {"id": "cmpl-fake", "object": "text_completion", "created": 0, "model": body["model"]}
-    return {**head, "choices": [choice], "usage": counts(Usage(len(prompt.split()), len(new[:limit])))}
-
-
-def logprob(client: FakeClient, before: str, token: str) -> float | None:
-    """Of one token after `before`; None at the start of a text."""
-    reply = client.reply(Likelihood(before, token))
-    return reply.logprob if before and isinstance(reply, LikelihoodReply) else None
-
-
-def embed(client: FakeClient, body: dict[str, Any]) -> dict[str, Any]:
-    """POST /v1/embeddings."""
-    texts = [body["input"]] if isinstance(body["input"], str) else list(body["input"])
-    if not texts or not all(isinstance(text, str) for text in texts):
-        raise ValueError("input has to be a string or a list of strings")
-    replies = [reply for reply in map(client.reply, map(Embed, texts)) if isinstance(reply, EmbedReply)]
-    data = []
-    for i, reply in enumerate(replies):
-        packed = base64.b64encode(struct.pack(f"<{len(reply.vector)}f", *reply.vector)).decode()
-        vector = packed if body.get("encoding_format") == "base64" else reply.vector
-        data.append({"object": "embedding", "index": i, "embedding": vector})
-    usage = counts(Usage(sum(reply.usage.prompt_tokens for reply in replies)))
-    return {"object": "list", "model": body["model"], "data": data, "usage": usage}
-
-
-def no_such_path(client: FakeClient, body: dict[str, Any]) -> Fault:
-    """Any other path."""
-    return Fault(status=404, message="no such path; the base URL ends in /v1")
-
-
-ENDPOINTS: dict[str, Callable[[FakeClient, dict[str, Any]], dict[str, Any] | Fault]] = {
-    "/v1/chat/completions": chat,
-    "/v1/completions": complete,
-    "/v1/embeddings": embed,
-}
-
-
-def counts(usage: Usage) -> dict[str, int]:
-    """The usage block."""
-    total = usage.prompt_tokens + usage.completion_tokens
-    return {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens, "total_tokens": total}
-
-
-def plain(content: str | list[dict[str, Any]]) -> str:
-    """The text of a message, which may come in parts."""
-    return content if isinstance(content, str) else "".join(part["text"] for part in content)
+def _own_error(error: Exception) -> Fault:
+    """For an error of the caller's functions or of the fake model: shown here too, since it is a mistake in a test."""
+    traceback.print_exception(error)
+    return Fault(message=f"{type(error).__name__}: {error}", headers={"x-should-retry": "false"})
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Serve until interrupted; prints the base URL."""
     parser = argparse.ArgumentParser(
-        prog="python -m autointerp.clients.fake_server", description="A fake OpenAI server."
+        prog="python -m autointerp.clients.fake_server",
+        description="A fake OpenAI server.",
+        epilog="Imitations: " + "; ".join(f"{name}: {what}" for name, what in IMITATIONS.items()) + ".",
     )
     parser.add_argument("--port", type=int, default=8099, help="0 takes a free one (default: %(default)s)")
     parser.add_argument("--model", default="keyword", help="of the fake client (default: %(default)s)")
     parser.add_argument("--latency", type=float, default=0.0, help="seconds before every response")
+    parser.add_argument("--context-length", type=int, default=8192, help="in words (default: %(default)s)")
+    parser.add_argument("--batch-seconds", type=float, default=0.2, help="a batch takes (default: %(default)s)")
+    parser.add_argument("--imitate", default="", metavar="A,B", help="habits of real servers, see below")
+    parser.add_argument(
+        "--faults",
+        default="",
+        metavar="KIND[:ARG]@SHARE,...",
+        help="faults at random, each for its share of the POSTs, say status:429@0.05,reset@0.05; KIND is one of "
+        f"{', '.join(get_args(FaultKind))}; ARG is the HTTP status of status and the finish_reason of finish",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of --faults (default: %(default)s)")
+    log = parser.add_mutually_exclusive_group()
+    log.add_argument("--log", type=Path, metavar="FILE", help="append a JSON line per POST and one per answer")
+    log.add_argument("--no-log", action="store_true", help="keep nothing of the requests (so without --log, too)")
     options = parser.parse_args(arguments)
     try:
-        server = FakeServer(FakeClient(options.model), port=options.port, latency=options.latency)
+        server = FakeServer(
+            FakeClient(options.model),
+            port=options.port,
+            latency=options.latency,
+            faults=random_faults(options.faults, options.seed),
+            keep_log=0,
+            log_file=options.log,
+            imitate=frozenset(filter(None, options.imitate.split(","))),
+            context_length=options.context_length,
+            batch_seconds=options.batch_seconds,
+        )
+        # Both, since a shell's background job ignores SIGINT unless it sets a handler.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: server.stopping.set())
+        with server:
+            print(server.base_url, flush=True)
+            server.stopping.wait()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    # Both, since a shell's background job ignores SIGINT unless it sets a handler.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: server.stopping.set())
-    with server:
-        print(server.base_url, flush=True)
-        server.stopping.wait()
     return 0
 
 
