@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import traceback
 from collections.abc import Callable, Iterable
 from urllib.parse import urlsplit
 
@@ -42,16 +43,34 @@ def find_key(url: str) -> tuple[str, str]:
 
 
 def redactor(keys: Iterable[str]) -> Callable[[str], str]:
-    """A function that takes these keys, and whatever looks like a key, out of a text."""
+    """A function that takes these keys out of a text."""
     secret = [key for key in set(keys) if key != PLACEHOLDER_KEY]
 
     def redact(text: str) -> str:
         for key in secret:
             text = text.replace(key, "[key]")
-        # Servers quote keys in shortened form too.
-        return KEY_LIKE.sub("[key]", text)
+        return text
 
     return redact
+
+
+def without_likenesses(text: str) -> str:
+    """`text` without whatever looks like a key: servers quote keys in shortened form too."""
+    return KEY_LIKE.sub("[key]", text)
+
+
+def forget_locals(error: BaseException) -> None:
+    """Empty the frames that an exception has left. Those of the SDK hold the headers of the request, which tools that
+    print a traceback with its locals would show."""
+    seen: set[int] = set()
+    chain: list[BaseException | None] = [error]
+    while chain:
+        link = chain.pop()
+        if link is None or id(link) in seen:
+            continue
+        seen.add(id(link))
+        traceback.clear_frames(link.__traceback__)
+        chain += [link.__cause__, link.__context__]
 
 
 def shown(url: str) -> str:

@@ -340,7 +340,9 @@ def _chat_with(judge: Oracle, pattern: str) -> Callable[[Chat], str | Failure]:
 
 def _by_schema(request: Chat, answers: dict[str, Callable[[str, int], Any]], otherwise: str) -> str | Failure:
     """The JSON of the answer that the schema asks for: a function of the last user message and the list's length."""
-    prompt = next((message.content for message in reversed(request.messages) if message.role == "user"), "")
+    said = [message.content for message in request.messages if message.role == "user"]
+    # Who is asked once more, because an answer was none, has read the windows before.
+    prompt = next((text for text in reversed(said) if FIRST_WINDOW.search(text)), said[-1] if said else "")
     properties = (request.schema or {}).get("properties", {})
     asked = next((name for name in answers if name in properties), None)
     if asked is None:

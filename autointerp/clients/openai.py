@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from autointerp.clients._endpoints import Endpoint, Endpoints
-from autointerp.clients._keys import find_key, is_under, redactor, shown
+from autointerp.clients._keys import find_key, forget_locals, is_under, redactor, shown, without_likenesses
 from autointerp.clients._openai_batches import BatchAPI, error_said
 from autointerp.clients._openai_replies import (
     at,
@@ -31,7 +31,7 @@ from autointerp.clients._openai_replies import (
 )
 from autointerp.errors import UserError
 from autointerp.types import Attempt, Finding
-from prompts.requests import Chat, Choice, Embed, Failure, FailureKind, Likelihood, Message, Reply, Request
+from prompts.requests import Chat, ChatReply, Choice, Embed, Failure, FailureKind, Likelihood, Message, Reply, Request
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -127,17 +127,24 @@ class OpenAIClient:
             # A body that is no answer at all is a fault of the server or of the way, and may pass.
             attempt = Attempt(reply, retry=isinstance(reply, Failure) and reply.kind == "error")
         except Exception as error:  # the protocol: a failed request is an answer, and the run goes on
+            forget_locals(error)
             attempt = self._explain(error, endpoint)
+        except BaseException as error:
+            forget_locals(error)
+            raise
         finally:
             endpoint.in_flight -= 1
         if isinstance(attempt.reply, Failure):
             return replace(attempt, reply=replace(attempt.reply, message=self.redacted(attempt.reply.message)))
+        if isinstance(attempt.reply, ChatReply) and (text := self._redact(attempt.reply.text)) != attempt.reply.text:
+            # A gateway that answers with what it was sent.
+            return replace(attempt, reply=replace(attempt.reply, text=text))
         return attempt
 
     def redacted(self, text: str) -> str:
         """`text` on one line, without keys."""
         # Redact before cutting: half a key would no longer be recognised.
-        return " ".join(self._redact(text).split())[:500]
+        return " ".join(without_likenesses(self._redact(text)).split())[:500]
 
     async def probe(self, features: frozenset[str]) -> list[Finding]:
         """Which of `schema, choice, likelihood, seed, context` this server really has; see `_openai_probes`."""

@@ -84,8 +84,13 @@ class Router:
 
     @property
     def concurrency(self) -> int:
-        """Units of work in flight."""
-        return max((sender.units for sender in self._senders.values()), default=1)
+        """Units of work in flight. A model in this process wants several only where their chats make one batch: of
+        other work, a kill would lose what all of them had begun."""
+        wanted = [1]
+        for kind, client in self._of.items():
+            if kind is Chat or isinstance(client, Server):
+                wanted.append(self._senders[id(client)].units)
+        return max(wanted)
 
     async def ask(self, requests: Sequence[Request], finished: Finished) -> list[Reply]:
         """Replies in the order of the requests; an answer that breaks its schema is asked for once more."""

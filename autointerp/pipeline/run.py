@@ -135,7 +135,7 @@ def _total(frame: pd.DataFrame) -> pd.DataFrame:
     numbers = [name for name in COUNTED if name not in prices]
     counts = frame.reindex(columns=[*keys, *numbers]).fillna(dict.fromkeys(numbers, 0))
     total: pd.DataFrame = counts.groupby(keys, as_index=False)[numbers].sum()
-    sums = frame.groupby(keys)[prices].agg(_known_sum)
+    sums = frame.astype(dict.fromkeys(prices, float)).groupby(keys)[prices].agg(_known_sum)
     return total.merge(sums.reset_index(), on=keys)
 
 
