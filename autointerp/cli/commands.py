@@ -78,16 +78,16 @@ def explain(
     from autointerp.pipeline.explain import prepare
     from autointerp.pipeline.metrics import write_sae_metrics
 
-    session, prepared = _open(flags, prepare, config=config, sets=sets, fresh=fresh, quiet=quiet, plain=plain)
-    with _tables_of_what_is_there(session):
-        explain_stage(session, prepared, retry_failed=retry_failed)
-    write_sae_metrics(session)
-    session.run.merge()
-    rows = session.run.rows("explain", "explanations")
-    ok = int((rows["status"] == "ok").sum())
-    print(f"{ok} of {len(rows)} latents explained: {session.run.folder / 'explanations.parquet'}")
-    print(f"next: autointerp score --run {session.run.folder} --method surprisal,embedding,intervention")
-    _allow(session, 1 - ok / len(rows), "explanations")
+    with _open(flags, prepare, config=config, sets=sets, fresh=fresh, quiet=quiet, plain=plain) as (session, prepared):
+        with _tables_of_what_is_there(session):
+            explain_stage(session, prepared, retry_failed=retry_failed)
+        write_sae_metrics(session)
+        session.run.merge()
+        rows = session.run.rows("explain", "explanations")
+        ok = int((rows["status"] == "ok").sum())
+        print(f"{ok} of {len(rows)} latents explained: {session.run.folder / 'explanations.parquet'}")
+        print(f"next: autointerp score --run {session.run.folder} --method surprisal,embedding,intervention")
+        _allow(session, 1 - ok / len(rows), "explanations")
 
 
 @app.command()
@@ -123,11 +123,11 @@ def score(
     from autointerp.pipeline.score import prepare
     from autointerp.pipeline.score import score as score_stage
 
-    session, prepared = _open(flags, prepare, config=config, sets=sets, base=earlier, quiet=quiet, plain=plain)
-    with _tables_of_what_is_there(session):
-        score_stage(session, prepared, fresh=fresh, retry_failed=retry_failed)
-    session.run.merge()
-    _finish(session)
+    with _open(flags, prepare, config=config, sets=sets, base=earlier, quiet=quiet, plain=plain) as (session, prepared):
+        with _tables_of_what_is_there(session):
+            score_stage(session, prepared, fresh=fresh, retry_failed=retry_failed)
+        session.run.merge()
+        _finish(session)
 
 
 @app.command()
@@ -184,15 +184,19 @@ def make_session(
     return Session(Run(out, settings), Reporter(plain=plain, quiet=quiet))
 
 
+@contextmanager
 def _open(
     flags: Mapping[str, Any], prepare: Callable[[Session], Prepared], *, fresh: bool = False, **how: Any
-) -> tuple[Session, Prepared]:
+) -> Iterator[tuple[Session, Prepared]]:
     session = make_session(flags, **how)
-    # Bad input is found before anything is written or removed.
-    session.check()
-    prepared = prepare(session)
-    session.run.open(fresh=fresh)
-    return session, prepared
+    try:
+        # Bad input is found before anything is written or removed.
+        session.check()
+        prepared = prepare(session)
+        session.run.open(fresh=fresh)
+        yield session, prepared
+    finally:
+        session.run.close()
 
 
 @contextmanager

@@ -107,6 +107,8 @@ class OpenAIClient:
             Likelihood: self._likelihood,
         }
         self._prompt_ids: OrderedDict[str, list[int]] = OrderedDict()
+        self._tokenising: dict[str, asyncio.Future[list[int]]] = {}
+        self._can_tokenise = True
 
     def __repr__(self) -> str:
         return f"OpenAIClient(model={self.model!r}, base_url={','.join(self.urls)!r})"
@@ -208,17 +210,15 @@ class OpenAIClient:
     async def _likelihood(self, sdk: AsyncOpenAI, request: Likelihood) -> Reply:
         if not request.prompt or not request.text:
             return Failure("empty", "the prompt or the text to score is empty")
-        reply = read_echo(await self.echo(sdk, request.prompt + request.text), request.text)
-        if reply is not None:
-            return reply
-        # The server's tokenizer has joined the end of the prompt with the start of the text: send token ids instead.
+        # Tokenised apart where the server can: joined, the end of the prompt may be cut into other tokens than alone.
         ids = await self._ids(sdk, request.prompt)
-        text_ids = await self._tokenise(sdk, request.text, special=False)
-        if not ids or not text_ids:
-            message = "the server joins prompt and text in one token, and has no /tokenize to part them"
-            return Failure("rejected", message)
-        reply = read_echo(await self.echo(sdk, ids + text_ids), request.text, len(text_ids))
-        return reply or Failure("error", "the server gives no log-probabilities of the prompt")
+        text_ids = await self._tokenise(sdk, request.text, special=False) if ids else []
+        if ids and text_ids:
+            reply = read_echo(await self.echo(sdk, ids + text_ids), request.text, len(text_ids))
+        else:
+            reply = read_echo(await self.echo(sdk, request.prompt + request.text), request.text)
+        message = "the server joins prompt and text in one token, and has no /tokenize to part them"
+        return reply or Failure("rejected", message)
 
     async def echo(self, sdk: AsyncOpenAI, prompt: str | list[int]) -> Any:
         """The body of a completion of nothing that repeats the prompt with log-probabilities."""
@@ -227,18 +227,28 @@ class OpenAIClient:
 
     async def _ids(self, sdk: AsyncOpenAI, prompt: str) -> list[int]:
         if prompt not in self._prompt_ids:
-            self._prompt_ids[prompt] = await self._tokenise(sdk, prompt, special=True)
+            # Many texts after one prompt begin at the same moment; it is tokenised for the first of them.
+            waiting = self._tokenising.get(prompt)
+            if waiting is None:
+                waiting = self._tokenising[prompt] = asyncio.ensure_future(self._tokenise(sdk, prompt, special=True))
+            try:
+                self._prompt_ids[prompt] = await asyncio.shield(waiting)
+            finally:
+                self._tokenising.pop(prompt, None)
             if len(self._prompt_ids) > KNOWN_PROMPTS:
                 self._prompt_ids.popitem(last=False)
-        return self._prompt_ids[prompt]
+        return self._prompt_ids.get(prompt, [])
 
     async def _tokenise(self, sdk: AsyncOpenAI, text: str, *, special: bool) -> list[int]:
         """Token ids by vLLM's endpoint, which stands beside `/v1`; none where there is no such endpoint."""
+        if not self._can_tokenise:
+            return []
         url = str(sdk.base_url).rstrip("/").removesuffix("/v1") + "/tokenize"
         body = {"model": self.model, "prompt": text, "add_special_tokens": special}
         try:
             found = at(await _post(sdk, url, body), "tokens")
-        except self._openai.APIStatusError:
+        except self._openai.NotFoundError:
+            self._can_tokenise = False
             return []
         return found if isinstance(found, list) and all(type(token) is int for token in found) else []
 

@@ -14,7 +14,7 @@ from prompts.requests import Reply, Request
 def answer_all(
     client: Client | Server, requests: Sequence[Request], account: Account | None = None, *, stage: str = "ask"
 ) -> list[Reply]:
-    """One reply or `Failure` per request, in their order. The client is closed afterwards."""
+    """One reply or `Failure` per request, in their order. Connections are closed afterwards."""
 
     async def run() -> list[Reply]:
         router = Router(dict.fromkeys({type(request) for request in requests}, client), account, stage=stage)

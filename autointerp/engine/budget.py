@@ -7,6 +7,8 @@ they mostly cost less than their worst case; when nothing is in flight and it st
 from __future__ import annotations
 
 import asyncio
+import json
+import math
 import re
 from collections import deque
 from dataclasses import dataclass
@@ -22,6 +24,8 @@ SCALES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9}
 
 PER_MESSAGE, PER_REQUEST = 64, 256
 """Tokens that a chat template may add around each message, and around all of them (a default system message)."""
+CLOSED = len(', "additionalProperties": false')
+"""Strict decoding wants objects of a schema to be closed."""
 
 
 def parse(text: str) -> tuple[float, Unit]:
@@ -35,7 +39,7 @@ def parse(text: str) -> tuple[float, Unit]:
         number = float(match.group(1)) if match else 0.0
     except ValueError:
         number = 0.0
-    if match is None or number <= 0:
+    if match is None or number <= 0 or math.isinf(number):
         raise UserError(f"--budget wants an amount such as 5usd, 0.50usd, 2Mtok or 300ktok, not '{text}'")
     unit = match.group(2).lower()
     if unit in ("usd", "$"):
@@ -46,9 +50,11 @@ def parse(text: str) -> tuple[float, Unit]:
 def worst_case(request: Request) -> Usage:
     """The most tokens that an attempt at `request` can cost, whatever the tokenizer: no token is less than a byte."""
     if isinstance(request, Chat):
-        schema = len(str(request.schema)) if request.schema is not None else 0
+        # Where decoding is not held to it, the schema is shown to the model. As JSON in ASCII it is longest.
+        schema = json.dumps(request.schema) if request.schema is not None else ""
+        schema_bytes = len(schema) + CLOSED * schema.count('"object"')
         prompt = sum(PER_MESSAGE + _bytes(message.content) for message in request.messages)
-        return Usage(PER_REQUEST + prompt + schema, request.max_tokens)
+        return Usage(PER_REQUEST + prompt + schema_bytes, request.max_tokens)
     if isinstance(request, Choice):
         return Usage(PER_REQUEST + sum(PER_MESSAGE + _bytes(message.content) for message in request.messages), 1)
     if isinstance(request, Likelihood):
@@ -124,12 +130,12 @@ class Budget:
     def _serve(self) -> None:
         while self._waiting:
             first = self._waiting[0]
-            if self.hold(first.amount):
+            if first.granted.cancelled():
+                # It has not come round to leaving the queue; that it does not fit says nothing about the others.
                 self._waiting.popleft()
-                if first.granted.cancelled():
-                    self.held -= first.amount
-                else:
-                    first.granted.set_result(None)
+            elif self.hold(first.amount):
+                self._waiting.popleft()
+                first.granted.set_result(None)
             elif self.held == 0.0:
                 self.over = True
                 for waiting in self._waiting:

@@ -126,8 +126,10 @@ class Router:
         return [reply for reply in replies if reply is not None]
 
     async def close(self) -> None:
+        """Close connections, which belong to this event loop. Models in this process stay loaded for the next stage."""
         for client in self.clients:
-            await client.close()
+            if isinstance(client, Server):
+                await client.close()
 
 
 def sender_for(client: Client | Server, account: Account) -> Sender:

@@ -38,6 +38,7 @@ KEPT_FAILURES = frozenset({"refused", "empty", "truncated", "context_overflow"})
 
 LOST = "killed"
 """The stage under which is booked what was in flight when a process with a budget was killed."""
+REPLIES = "replies.sqlite"
 MOST_PROCESSES = 512
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS replies (
@@ -218,7 +219,7 @@ def open_cache(folder: Path, *, again: bool = False) -> ReplyCache:
     The first process takes over what finished ones have left.
     """
     for n in range(1, MOST_PROCESSES):
-        name = "replies.sqlite" if n == 1 else f"replies-{n}.sqlite"
+        name = REPLIES if n == 1 else f"replies-{n}.sqlite"
         try:
             cache = ReplyCache(folder / name, again=again)
         except BlockingIOError:

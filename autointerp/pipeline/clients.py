@@ -13,6 +13,7 @@ from autointerp.clients.hf import HFClient
 from autointerp.config import AskingSettings, ScoreSettings
 from autointerp.engine.account import Account
 from autointerp.engine.batches import BatchSender
+from autointerp.engine.budget import Budget, parse
 from autointerp.engine.drive import Router
 from autointerp.engine.local import LocalSender
 from autointerp.engine.order import written
@@ -24,7 +25,7 @@ from autointerp.registries import CLIENTS, member
 from autointerp.subject.load import load_subject
 from autointerp.subject.steer import SteerClient
 from autointerp.types import Client, Finding, Server
-from prompts.requests import Chat, Choice, Embed, Likelihood, Request, Steer
+from prompts.requests import Chat, Choice, Embed, Likelihood, Request, Steer, fingerprint
 
 API_EMBEDDER = "openai:"
 
@@ -58,6 +59,8 @@ class Asked:
     batch_folder: Path | None = None
     """Ask by the batch API, and keep its state there."""
     say: Any = print
+    account_of_nothing: Account = field(default_factory=Account, repr=False)
+    """Books with the run's budget and prices in which nothing is entered: to see whether the budget can be kept."""
     _found: list[tuple[Server, Finding]] | None = field(default=None, repr=False)
 
     @property
@@ -73,6 +76,9 @@ class Asked:
         """
         if self._found is not None:
             return
+        for client in self.clients.values():
+            if isinstance(client, Server):
+                self.account_of_nothing.check(client)
         found: list[tuple[Server, Finding]] = []
         for server in {id(c): c for c in self.clients.values() if isinstance(c, Server)}.values():
             features = {f for kind, c in self.clients.items() if c is server for f in FEATURES.get(kind, ())}
@@ -118,9 +124,6 @@ class Asked:
 
     def router(self, account: Account, stage: str) -> Router:
         """For one stage; books what examining has cost."""
-        for client in self.clients.values():
-            if isinstance(client, Server):
-                account.check(client)
         for server, finding in self._found or []:
             if finding.usage.prompt_tokens:
                 account.charge(server, "probe", finding)
@@ -154,13 +157,19 @@ def asked_of(
     if Steer in needs:
         clients[Steer] = SteerClient(session.subject, session.sae, session.hookpoint)
     Router({kind: client for kind, client in clients.items() if kind in client.supports}).require(needs, who)
-    samples = getattr(config, "temperature", 0.0) > 0
-    batch = session.run.folder / "batches" if session.settings.batch else None
-    return Asked(who, section, settings, clients, samples, batch, session.reporter.say)
+    run = session.settings
+    budget = Budget(*parse(run.budget)) if run.budget is not None else None
+    return Asked(
+        who, section, settings, clients,
+        samples=getattr(config, "temperature", 0.0) > 0,
+        batch_folder=session.run.folder / "batches" if run.batch else None,
+        say=session.reporter.say,
+        account_of_nothing=Account(budget=budget, own_prices=run.prices),
+    )  # fmt: skip
 
 
 def chat_client(session: Session, asked: AskingSettings) -> Client | Server:
-    """The client that answers chat requests."""
+    """The client that answers chat requests. Scorers that ask the same model share it, loaded once."""
     module, llm, subject = member(CLIENTS, asked.client), asked.llm, session.settings.subject
     if llm is None:
         if asked.client != "fake":
@@ -168,16 +177,27 @@ def chat_client(session: Session, asked: AskingSettings) -> Client | Server:
                 f"no model for the client '{asked.client}': name one with --llm (to explain) or --scorer-llm (to judge)"
             )
         llm = "keyword"
-    options: dict[str, Any] = {"device": subject.device, "dtype": subject.dtype}
+    options: dict[str, Any] = {}
     if asked.client == "openai":
         options = {
             "base_url": asked.base_url, "max_concurrency": asked.max_concurrency, "timeout": asked.timeout,
             "identity": asked.server, "schemas": asked.schemas,
         }  # fmt: skip
-    elif asked.client == "fake":
-        options = {}
-    client: Client | Server = module.create(llm, **options)
-    return client
+    elif asked.client == "hf":
+        options = {"device": subject.device, "dtype": subject.dtype}
+    options |= asked.client_options
+    known = fingerprint([asked.client, llm, options])
+    if known not in session.chat_clients:
+        for earlier in session.chat_clients.values():
+            # Two engines would not fit into one GPU.
+            if not isinstance(earlier, Server):
+                asyncio.run(earlier.close())
+        session.chat_clients.clear()
+        try:
+            session.chat_clients[known] = module.create(llm, **options)
+        except TypeError as error:
+            raise UserError(f"client '{asked.client}': {error}; see client_options in docs/config.md") from error
+    return session.chat_clients[known]
 
 
 def embedder(session: Session) -> Client | Server:

@@ -100,4 +100,5 @@ def demo(out: Path, size: Size, reporter: Reporter, *, seed: int = 0, fresh: boo
     explain(session, prepare_explain(session))
     score(session, prepare_score(session))
     run.merge()
+    run.close()
     return session

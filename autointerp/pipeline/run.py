@@ -20,7 +20,7 @@ import pandas as pd
 from autointerp.config import RunSettings, to_yaml
 from autointerp.engine.account import BATCH_DISCOUNT, Account
 from autointerp.engine.ledger import Ledger
-from autointerp.engine.replies import COUNTED, open_cache
+from autointerp.engine.replies import COUNTED, REPLIES, open_cache
 from autointerp.errors import UserError
 from autointerp.files import write_json, write_text
 from autointerp.tables.parts import write_final
@@ -62,7 +62,7 @@ class Run:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot write to '{self.folder}': {error.strerror}; choose another --out") from error
-        if fresh:
+        if fresh and self.has_books:
             # What was paid for them stays in the books.
             self.account.cache.forget_replies()
         self._describe()
@@ -84,6 +84,17 @@ class Run:
         write_text(self.folder / "config.yaml", to_yaml(self.settings))
         write_text(self.folder / "command.txt", shlex.join(["autointerp", *sys.argv[1:]]) + "\n")
         write_json(self.folder / "environment.json", environment())
+
+    def close(self) -> None:
+        """Let other processes have the books."""
+        if "account" in self.__dict__:
+            self.account.close()
+            del self.account
+
+    @property
+    def has_books(self) -> bool:
+        """Whether anything was asked, by this process or an earlier one."""
+        return "account" in self.__dict__ or (self.folder / REPLIES).is_file()
 
     def keep_prompts(self, names: tuple[str, ...]) -> None:
         """A copy of each template used."""
@@ -113,7 +124,7 @@ class Run:
         stages = sorted(path.stem for path in (self.folder / "selected").glob("*.json"))
         for table in tables:
             frames = [frame for stage in stages if len(frame := self.rows(stage, table))]
-            if table == "usage":
+            if table == "usage" and self.has_books:
                 frames.append(pd.DataFrame([{"run_id": self.run_id, **row} for row in self.account.cache.spent()]))
                 frames = [frame for frame in frames if len(frame)]
             frame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from autointerp.store import layout
 from autointerp.store.reader import LatentStore
 from autointerp.subject.hookpoints import layer_of, resolve
 from autointerp.subject.load import SubjectModel, load_subject
+from autointerp.types import Client, Server
 from prompts.requests import fingerprint
 from sae.base import SparseAutoencoder
 
@@ -40,6 +41,8 @@ class Session:
     reporter: Reporter
     sae_spec: str | None = None
     """The SAE, where it is not the one of the run's settings (several are collected at once)."""
+    chat_clients: dict[str, Client | Server] = field(default_factory=dict, repr=False)
+    """Of the models that chats were asked, by what they were made from."""
 
     @property
     def settings(self) -> RunSettings:

@@ -11,7 +11,7 @@ import pytest
 from planted_windows import CAT, DOG, by_hand, window, windows
 
 from autointerp.clients.fake import find_windows
-from prompts.requests import Chat, ChatReply, Failure, LikelihoodReply, Reply, Usage, fingerprint
+from prompts.requests import Chat, ChatReply, Failure, LikelihoodReply, Reply, Usage, reply_sha
 from scoring import detection
 from scoring.detection import Config, parse
 
@@ -64,7 +64,7 @@ def test_answers_are_booked_on_their_windows() -> None:
     assert (metric.metric, metric.value, metric.n, metric.n_failed) == ("balanced_accuracy", 1.0, 14, 0)
     assert sum(j.prompt_tokens for j in outcome.judgements) == 100 * len(rounds[0])
     assert sum(j.completion_tokens for j in outcome.judgements) == 7 * len(rounds[0])
-    assert {j.reply_sha for j in outcome.judgements} == {fingerprint(judge(r)) for r in rounds[0]}
+    assert {j.reply_sha for j in outcome.judgements} == {reply_sha(judge(r)) for r in rounds[0]}
 
 
 WRONG = [

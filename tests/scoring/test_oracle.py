@@ -51,8 +51,7 @@ def test_detection_scores_what_the_judge_knows(oracle: str) -> None:
     assert (mine.metrics[0].value, mine.metrics[0].n, mine.metrics[0].n_failed) == (expected, 40, 0)
     assert control.metrics[0].value == 0.5, "no window says dog"
     assert not finished.failures
-    assert finished.spent["oracle"].calls == 2 * 40 // 5
-    assert finished.spent["oracle"].prompt_tokens == sum(j.prompt_tokens for o in (mine, control) for j in o.judgements)
+    assert finished.usage.prompt_tokens == sum(j.prompt_tokens for j in [*mine.judgements, *control.judgements]) > 0
 
 
 def test_a_constant_client_scores_a_half() -> None:

@@ -13,7 +13,7 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from prompts import render
-from prompts.requests import Embed, EmbedReply, Failure, Likelihood, LikelihoodReply, Reply, Usage, fingerprint
+from prompts.requests import Embed, EmbedReply, Failure, Likelihood, LikelihoodReply, Reply, Usage, reply_sha
 from scoring import embedding, surprisal
 from scoring.windows import evenly
 
@@ -69,7 +69,7 @@ def test_surprisal_pairs_every_subject_with_the_baseline_on_the_same_windows() -
         (metric,) = outcome.metrics
         assert metric.value == pytest.approx(expected) and (metric.n, metric.n_failed) == (14, 0)
         reply = random_reader(Likelihood(prompt, some[0].text))
-        assert fingerprint(reply) in {j.reply_sha for j in outcome.judgements}
+        assert reply_sha(reply) in {j.reply_sha for j in outcome.judgements}
 
 
 @pytest.mark.parametrize("where", ["baseline", "explained"])
