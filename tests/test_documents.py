@@ -162,6 +162,18 @@ def test_the_collecting_page(place: Path, cli: Callable[..., Any]) -> None:
     assert explained.code == 0, explained.err
 
 
+def test_the_servers_page(place: Path, cli: Callable[..., Any]) -> None:
+    said = commands(ROOT / "docs" / "servers.md", "autointerp")
+    assert [command[1] for command in said] == ["explain", "cost"]
+    with FakeServer(FakeClient("keyword")) as server:
+        for command in said:
+            words = [w.replace("http://127.0.0.1:8000/v1", server.base_url) for w in command[1:]]
+            ended = cli(*words, *small_context(), "--tokens", "30000")
+            assert ended.code == 0, ended.err
+        assert server.log
+    assert "for" in ended.out and "$" in ended.out, "the price of gpt-4o-mini is known"
+
+
 def small_context() -> list[str]:
     return ["--context-length", "64"]
 

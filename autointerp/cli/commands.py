@@ -86,6 +86,7 @@ def explain(
         rows = session.run.rows("explain", "explanations")
         ok = int((rows["status"] == "ok").sum())
         print(f"{ok} of {len(rows)} latents explained: {session.run.folder / 'explanations.parquet'}")
+        _print_spending(session)
         print(f"next: autointerp score --run {session.run.folder} --method surprisal,embedding,intervention")
         _allow(session, 1 - ok / len(rows), "explanations")
 
@@ -226,11 +227,20 @@ def _finish(session: Session) -> None:
 
     folder = session.run.folder
     print_summary(load_scores(folder))
+    _print_spending(session)
     print(f"tables: {folder}/*.parquet")
     print(f"page:   {build_report([folder])}")
     judged = load_table(folder, "judgements")
     if len(judged):
         _allow(session, float((judged["status"] != "ok").mean()), "judgements")
+
+
+def _print_spending(session: Session) -> None:
+    from autointerp.cli.summary import spending
+    from autointerp.tables.load import load_table
+
+    if line := spending(load_table(session.run.folder, "usage")):
+        print(line)
 
 
 @app.command("list")

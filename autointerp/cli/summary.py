@@ -28,6 +28,22 @@ def print_summary(scores: pd.DataFrame) -> None:
     Console(width=110).print(table)
 
 
+def spending(usage: pd.DataFrame) -> str:
+    """What the run has asked of models so far, on one line; empty if nothing."""
+    asked = usage[usage["calls"] + usage["cached_calls"] > 0]
+    if asked.empty:
+        return ""
+    tokens = int(asked["prompt_tokens"].sum() + asked["completion_tokens"].sum())
+    known = asked["price"].notna()
+    price = f"${asked.loc[known, 'price'].sum():,.4f}" + ("" if known.all() else " and what is unknown")
+    cached, unsure = int(asked["cached_calls"].sum()), int(asked["unsure_tokens"].sum())
+    return (
+        f"asked:  {int(asked['calls'].sum()):,} calls, {tokens:,} tokens, {price if known.any() else 'price unknown'}"
+        + (f"; {cached:,} answers were there already" if cached else "")
+        + (f"; up to {unsure:,} tokens more for answers that never came" if unsure else "")
+    )
+
+
 def number(value: float, sign: bool = False) -> str:
     return "–" if math.isnan(value) else f"{value:{'+' if sign else ''}.3f}"
 

@@ -161,6 +161,7 @@ def usage(folders: Sequence[RunFolder]) -> list[Row]:
             "stage": _text(row["stage"]),
             "model": _text(row["model"]),
             **{name: count(row[name]) for name in ("calls", "cached_calls", "prompt_tokens", "completion_tokens")},
+            "unsure_tokens": count(row.get("unsure_tokens") or 0),
             "price": "unknown" if number(row["price"]) is None else f"${row['price']:,.2f}",
             "seconds": figure(row["seconds"], 1),
         }
