@@ -113,6 +113,8 @@ class AskingSettings(Section):
     """Seconds for one attempt at a request."""
     retries: int = Field(5, ge=0)
     """Further attempts after a refusal for load, a server's error, a time-out or a broken connection."""
+    room: int = Field(0, ge=0)
+    """Tokens that an answer may take beyond what it needs, for models that think before they answer."""
     client_options: dict[str, Any] = {}
     """Options of the client itself, e.g. {max_model_len: 8192, gpu_memory_utilization: 0.8} for vllm."""
     schemas: bool = True

@@ -8,27 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
-from email.utils import parsedate_to_datetime
-from time import time
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from autointerp.clients._endpoints import Endpoint, Endpoints
 from autointerp.clients._keys import find_key, forget_locals, is_under, redactor, shown, without_likenesses
 from autointerp.clients._openai_batches import BatchAPI, error_said
-from autointerp.clients._openai_replies import (
-    at,
-    read_chat,
-    read_choice,
-    read_echo,
-    read_embedding,
-    response_format,
-    said,
-)
+from autointerp.clients._openai_errors import NEVER_CONNECTED, OVERFLOW, Manner, explained
+from autointerp.clients._openai_replies import at, read_chat, read_choice, read_echo, read_embedding, response_format
 from autointerp.errors import UserError
 from autointerp.types import Attempt, Finding
 from prompts.requests import Chat, ChatReply, Choice, Embed, Failure, FailureKind, Likelihood, Message, Reply, Request
@@ -38,11 +28,6 @@ if TYPE_CHECKING:
 
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
 
-OVERFLOW = re.compile(r"context[ _](length|window|size)|max_model_len|too many tokens|(prompt|input) is too long", re.I)
-REFUSAL_CODES = frozenset({"content_filter", "content_policy_violation"})
-NO_MONEY = frozenset({"insufficient_quota", "billing_hard_limit_reached"})
-NEVER_CONNECTED = frozenset({"ConnectError", "ConnectTimeout", "UnsupportedProtocol"})
-"""Causes of a connection error after which the server has not seen the request."""
 TOP_LOGPROBS = 20
 """The most alternatives that OpenAI and vLLM give."""
 KNOWN_PROMPTS = 64
@@ -54,7 +39,11 @@ class OpenAIClient:
 
     `base_url` is one address, or several that serve the same model, joined by commas. `timeout` is in seconds and
     holds for one attempt. `identity` names the server in the reply cache where its address changes; by default it is
-    the first address. With `schemas=False` JSON schemas are not sent, for servers that do not know them.
+    the first address. With `schemas=False` JSON schemas are not sent, for servers that do not know them. `room` is the
+    tokens that a chat may take beyond its `max_tokens`, for models that think before they answer.
+
+    A model that takes no temperature, or knows the limit of an answer by its other name, is asked as it wants it after
+    it has said so once.
 
     Raises:
         UserError: no key where one is needed, or an unusable argument.
@@ -71,6 +60,7 @@ class OpenAIClient:
         timeout: float = 120,
         identity: str | None = None,
         schemas: bool = True,
+        room: int = 0,
     ) -> None:
         if max_concurrency < 1 or timeout <= 0:
             raise UserError(
@@ -84,12 +74,14 @@ class OpenAIClient:
         self.price_url = self.urls[0]
         # Without schemas the same request is answered otherwise.
         self.identity = (identity or self.urls[0]) + ("" if schemas else " without schemas")
+        self.room = room
+        if room:
+            self.identity += f" with room {room}"
         keys = [find_key(url) for url in urls]
         self._key_name = keys[0][0]
         self._redact = redactor(key for _, key in keys)
-        # OpenAI's newer models refuse `max_tokens`; some other servers know nothing else.
         openai_own = is_under(urlsplit(urls[0]).hostname or "", "openai.com")
-        self._limit_name = "max_completion_tokens" if openai_own else "max_tokens"
+        self._manner = Manner("max_completion_tokens" if openai_own else "max_tokens")
 
         # Imported here because it takes 0.7 s, which `autointerp --help` must not pay.
         import openai
@@ -119,7 +111,7 @@ class OpenAIClient:
         if send is None:
             message = f"the openai client cannot answer {type(request).__name__} requests"
             return Attempt(Failure("error", message), charged=False)
-        endpoint = self.endpoints.pick(_beginning(request))
+        endpoint, learnt = self.endpoints.pick(_beginning(request)), self._manner.learnt
         endpoint.in_flight += 1
         try:
             # The SDK's time-out is one per read: a server that drips white space would hold it off for ever.
@@ -130,7 +122,7 @@ class OpenAIClient:
             attempt = Attempt(reply, retry=isinstance(reply, Failure) and reply.kind == "error")
         except Exception as error:  # the protocol: a failed request is an answer, and the run goes on
             forget_locals(error)
-            attempt = self._explain(error, endpoint)
+            attempt = self._explain(error, endpoint, learnt)
         except BaseException as error:
             forget_locals(error)
             raise
@@ -186,10 +178,12 @@ class OpenAIClient:
             # The SDK would ask for base64, which few other servers know.
             return "/embeddings", {"model": self.model, "input": request.text, "encoding_format": "float"}
         messages = [{"role": message.role, "content": message.content} for message in request.messages]
-        body: dict[str, Any] = {"model": self.model, "messages": messages, "temperature": 0.0}
+        body: dict[str, Any] = {"model": self.model, "messages": messages}
+        if self._manner.temperature:
+            body["temperature"] = request.temperature if isinstance(request, Chat) else 0.0
         if isinstance(request, Choice):
-            return "/chat/completions", {**body, self._limit_name: 1, "logprobs": True, "top_logprobs": TOP_LOGPROBS}
-        body |= {"temperature": request.temperature, self._limit_name: request.max_tokens}
+            return "/chat/completions", {**body, self._manner.limit: 1, "logprobs": True, "top_logprobs": TOP_LOGPROBS}
+        body[self._manner.limit] = request.max_tokens + self.room
         if request.schema is not None and self.schemas:
             body["response_format"] = response_format(request.schema)
         if request.temperature > 0:
@@ -252,12 +246,12 @@ class OpenAIClient:
             return []
         return found if isinstance(found, list) and all(type(token) is int for token in found) else []
 
-    def _explain(self, error: Exception, endpoint: Endpoint[AsyncOpenAI]) -> Attempt:
+    def _explain(self, error: Exception, endpoint: Endpoint[AsyncOpenAI], learnt: int) -> Attempt:
         """What an exception of the SDK stands for."""
         sdk, url = self._openai, endpoint.url
         if isinstance(error, sdk.APIStatusError):
             self.endpoints.reached(endpoint)
-            return self._explain_status(error, url)
+            return explained(error, url, self.model, self._key_name, self._manner, learnt)
         cause = error.__cause__ or error
         if isinstance(error, sdk.APIConnectionError) and (
             type(cause).__name__ in NEVER_CONNECTED or not isinstance(error, sdk.APITimeoutError)
@@ -279,51 +273,10 @@ class OpenAIClient:
         failure = Failure("error", f"{about}{type(error).__name__}: {error}")
         return Attempt(failure, retry=broken, charged=None if broken else False)
 
-    def _explain_status(self, error: Any, url: str) -> Attempt:
-        status, code, text = error.status_code, str(error.code or ""), said(error.body) or str(error)
-        headers: Mapping[str, str] = error.response.headers
-        kind: FailureKind = "rejected" if status < 500 else "error"
-        remedies = {
-            401: f"set {self._key_name} to a key that is valid for {url}",
-            403: f"check that the key in {self._key_name} may use {self.model} at {url}",
-            404: f"check the model name {self.model}, and that the base URL ends as the server wants it (often in /v1)",
-            429: "lower --max-concurrency, or check the account's quota",
-        }
-        if status in (400, 413, 422) and (code == "context_length_exceeded" or OVERFLOW.search(text)):
-            kind = "context_overflow"
-        elif status == 400 and code in REFUSAL_CODES:
-            kind = "refused"
-        elif status == 408:
-            kind = "timeout"
-        remedy = f". Remedy: {remedies[status]}" if status in remedies else ""
-        stop = status in (401, 403) or code in NO_MONEY
-        wanted = headers.get("x-should-retry")
-        passing = wanted == "true" if wanted in ("true", "false") else status in (408, 409, 425, 429) or status >= 500
-        return Attempt(
-            # The remedy goes first: a long message of the server must not push it out.
-            Failure(kind, f"HTTP {status}{remedy}. Server: {text}"),
-            retry=passing and not stop, after=retry_after(headers), pressed=status in (408, 429, 503, 529),
-            charged=False, stop=stop,
-        )  # fmt: skip
-
 
 def create(model: str, *, base_url: str | None = None, max_concurrency: int = 16, **options: Any) -> OpenAIClient:
-    """The registry's door. `options`: `timeout` (seconds), `identity`, `schemas`."""
+    """The registry's door. `options`: `timeout` (seconds), `identity`, `schemas`, `room`."""
     return OpenAIClient(model, base_url=base_url, max_concurrency=max_concurrency, **options)
-
-
-def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds to wait: from `retry-after-ms`, or from `Retry-After` as a number or a date."""
-    given = headers.get("retry-after-ms"), headers.get("retry-after")
-    for value, scale in zip(given, (1000.0, 1.0), strict=True):
-        try:
-            return max(0.0, float(value or "") / scale)
-        except ValueError:
-            continue
-    try:
-        return max(0.0, parsedate_to_datetime(given[1] or "").timestamp() - time())
-    except ValueError:
-        return None
 
 
 def _sdk(url: str, key: str, timeout: float, connections: int) -> AsyncOpenAI:

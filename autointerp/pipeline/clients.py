@@ -182,6 +182,7 @@ def chat_client(session: Session, asked: AskingSettings) -> Client | Server:
         options = {
             "base_url": asked.base_url, "max_concurrency": asked.max_concurrency, "timeout": asked.timeout,
             "identity": asked.server, "schemas": asked.schemas,
+            "room": asked.room,
         }  # fmt: skip
     elif asked.client == "hf":
         options = {"device": subject.device, "dtype": subject.dtype}

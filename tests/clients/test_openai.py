@@ -453,3 +453,45 @@ def test_the_server_runs_from_a_shell() -> None:
 def test_the_server_names_a_wrong_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--model", "keywrd"]) == 2
     assert "did you mean keyword" in capsys.readouterr().err
+
+
+# Models that want to be asked in another way
+
+
+def picky(index: int, body: dict[str, Any]) -> Fault | None:
+    """As OpenAI's reasoning models refuse what older ones take."""
+    if "temperature" in body:
+        message = "Unsupported value: 'temperature' does not support 0.0 with this model."
+        return Fault(status=400, code="unsupported_value", message=message)
+    if "max_tokens" in body:
+        message = "Unsupported parameter: 'max_tokens' is not supported with this model."
+        return Fault(status=400, code="unsupported_parameter", message=message)
+    return None
+
+
+def test_a_model_is_asked_as_it_wants_it_after_it_has_said_so_once() -> None:
+    with FakeServer(FakeClient(), faults=picky) as server:
+        replies = ask(server.base_url, *(chat(str(i)) for i in range(20)), max_concurrency=1)
+        bodies = [logged.body for logged in server.log]
+    assert all(isinstance(reply, ChatReply) for reply in replies)
+    assert len(bodies) == 22, "two refusals in all"
+    assert all("temperature" not in body and body["max_completion_tokens"] == 256 for body in bodies[2:])
+
+
+def test_refusals_of_many_requests_at_once_teach_all_of_them() -> None:
+    with FakeServer(FakeClient(), faults=picky, latency=0.05) as server:
+        replies = ask(server.base_url, *(chat(str(i)) for i in range(32)), max_concurrency=16, retries=3)
+    assert all(isinstance(reply, ChatReply) for reply in replies), replies
+
+
+def test_a_refusal_that_asking_otherwise_does_not_mend_is_final() -> None:
+    failure, attempts = ask_with(Fault(status=400, message="Unsupported value: 'temperature' and all else"), retries=5)
+    assert failure.kind == "rejected" and attempts == 2
+
+
+def test_room_to_think_is_asked_for_and_makes_another_server() -> None:
+    with FakeServer(FakeClient()) as server:
+        client = create("keyword", base_url=server.base_url, room=1000)
+        assert isinstance(ask_client(client, chat("hi", max_tokens=16))[0], ChatReply)
+    assert server.log[0].body["max_tokens"] == 1016
+    assert client.identity != create("keyword", base_url=server.base_url).identity
