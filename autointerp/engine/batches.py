@@ -58,12 +58,12 @@ class BatchSender:
 
     def __init__(
         self, client: Client | Server, account: Account, folder: Path, *, say: Callable[[str], None] = print,
-        poll: float = POLL,
+        poll: float | None = None,
     ) -> None:  # fmt: skip
         if not hasattr(client, "batches"):
             raise UserError(f"the client '{client.name}' has no batch API: drop --batch, or use --client openai")
         self.server, self.account, self.folder = cast(BatchServer, client), account, folder
-        self.say, self.poll = say, poll
+        self.say, self.poll = say, POLL if poll is None else poll
         self._waiting: dict[str, _Line] = {}
         self._worker: asyncio.Task[None] | None = None
         if account.budget is not None:

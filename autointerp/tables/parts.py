@@ -58,9 +58,13 @@ def write_final(run: Path, table: str, frame: pd.DataFrame) -> Path:
     tidy = frame.reindex(columns=schema.names)
     if len(tidy):
         tidy = tidy.sort_values(keys, kind="stable", na_position="first")
+        rows = pa.Table.from_pandas(tidy, schema=schema, preserve_index=False)
+    else:
+        # A column without values has lost its type, and arrow makes no lists of it.
+        rows = schema.empty_table()
     path = run / f"{table}.parquet"
     with replacing(path) as temporary:
-        pq.write_table(pa.Table.from_pandas(tidy, schema=schema, preserve_index=False), temporary, compression="zstd")
+        pq.write_table(rows, temporary, compression="zstd")
     return path
 
 
