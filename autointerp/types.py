@@ -109,6 +109,8 @@ class Server(Protocol):
     """Of the server, for the reply cache: two servers that share it answer alike."""
     price_url: str
     """Address by which a price list knows the provider."""
+    room: int
+    """Tokens that a chat may take beyond its `max_tokens`."""
 
     @property
     def supports(self) -> frozenset[type]: ...
@@ -118,6 +120,8 @@ class Server(Protocol):
         ...
 
     async def probe(self, features: frozenset[str]) -> list[Finding]: ...
+
+    def probes(self, features: frozenset[str]) -> list[Request]: ...
 
     async def close(self) -> None: ...
 

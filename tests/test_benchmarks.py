@@ -19,6 +19,8 @@ FOLDER = Path(__file__).parent.parent / "benchmarks"
         ("store_scale.py", "bytes on disk per activation"),
         ("sample.py", "CPU-ms per latent"),
         ("collect.py", "ours / floor at 1152, CPU-seconds"),
+        ("engine.py", "engine / faster bare client, wall"),
+        ("likelihood.py", "shared / unshared, CPU-seconds"),
     ],
 )
 def test_small_sizes_run(script: str, figure: str) -> None:

@@ -11,7 +11,18 @@ from typing import TYPE_CHECKING
 
 from autointerp.clients._openai_replies import at, read_usage
 from autointerp.types import Finding
-from prompts.requests import Chat, ChatReply, Choice, Failure, Likelihood, LikelihoodReply, Message, Reply, Usage
+from prompts.requests import (
+    Chat,
+    ChatReply,
+    Choice,
+    Failure,
+    Likelihood,
+    LikelihoodReply,
+    Message,
+    Reply,
+    Request,
+    Usage,
+)
 from prompts.schemas import obeying
 
 if TYPE_CHECKING:
@@ -25,6 +36,30 @@ NONSENSE = "violet anchor seven violet quickly anchor lamp seven"
 """Its last word is unlikely, and what a model says next is likelier: values that are shifted by a token differ."""
 TOLERANCE = 0.1
 """Nats by which two log-probabilities of one token may differ between two requests."""
+
+
+SCHEMA_CHAT = Chat(GREETING, max_tokens=64, schema=CODE)
+YES_OR_NO = Choice(QUESTION, ("yes", "no", "Yes", "No"))
+CONTINUED = 6
+"""Tokens that a server continues the nonsense by."""
+SAMPLES = tuple(Chat(GREETING, max_tokens=24, temperature=1.0, sample_index=index) for index in (1, 1, 2, 3))
+
+TRIES = 2
+"""One fault in passing is forgiven."""
+ASKED: dict[str, tuple[Request, ...]] = {
+    "chat": (Chat(GREETING, max_tokens=16),),
+    "schema": (SCHEMA_CHAT,),
+    "choice": (YES_OR_NO,),
+    "likelihood": (Chat((Message("user", NONSENSE),), max_tokens=CONTINUED), Likelihood(NONSENSE, "word " * CONTINUED)),
+    "seed": SAMPLES,
+    "context": (),
+}
+"""About what each probe asks: for a budget, which is asked before."""
+
+
+def at_most(features: frozenset[str]) -> list[Request]:
+    """What probing these features may cost."""
+    return [request for feature in features for request in ASKED[feature] for _ in range(TRIES)]
 
 
 async def probe(client: OpenAIClient, features: frozenset[str]) -> list[Finding]:
@@ -48,7 +83,7 @@ async def chat(client: OpenAIClient) -> Finding:
 
 async def schema(client: OpenAIClient) -> Finding:
     """Whether it holds an answer to a JSON schema that the model would not obey by itself."""
-    reply, stop = await _ask(client, Chat(GREETING, max_tokens=64, schema=CODE))
+    reply, stop = await _ask(client, SCHEMA_CHAT)
     if isinstance(reply, ChatReply):
         ok = obeying(reply.text, CODE) is not None
         return Finding("schema", ok, "" if ok else "it accepts a JSON schema and ignores it", reply.usage)
@@ -59,7 +94,7 @@ async def schema(client: OpenAIClient) -> Finding:
 
 async def choice(client: OpenAIClient) -> Finding:
     """Whether it gives log-probabilities of its answer."""
-    reply, stop = await _ask(client, Choice(QUESTION, ("yes", "no", "Yes", "No")))
+    reply, stop = await _ask(client, YES_OR_NO)
     # An answer that is neither is an answer with log-probabilities.
     ok = not isinstance(reply, Failure) or reply.kind == "unparsable"
     return Finding("choice", ok, "" if ok else _why(reply), reply.usage, stop=stop)
@@ -73,7 +108,7 @@ async def likelihood(client: OpenAIClient) -> Finding:
     usage = Usage()
     try:
         sdk = client.endpoints.pick(NONSENSE).connection
-        body = {"model": client.model, "prompt": NONSENSE, "max_tokens": 6, "temperature": 0.0, "logprobs": 1}
+        body = {"model": client.model, "prompt": NONSENSE, "max_tokens": CONTINUED, "temperature": 0.0, "logprobs": 1}
         said = await sdk.post("/completions", cast_to=object, body=body)
     except Exception as error:  # whatever goes wrong here, the feature is missing
         return Finding("likelihood", False, client.redacted(f"{type(error).__name__}: {error}"))
@@ -95,8 +130,7 @@ async def likelihood(client: OpenAIClient) -> Finding:
 
 async def seed(client: OpenAIClient) -> Finding:
     """Whether one seed gives one sample, and another seed another."""
-    wanted = [Chat(GREETING, max_tokens=24, temperature=1.0, sample_index=index) for index in (1, 1, 2, 3)]
-    replies = [(await _ask(client, request))[0] for request in wanted]
+    replies = [(await _ask(client, request))[0] for request in SAMPLES]
     usage = Usage(*(sum(getattr(r.usage, n) for r in replies) for n in ("prompt_tokens", "completion_tokens")))
     texts = [reply.text if isinstance(reply, ChatReply) else None for reply in replies]
     if None in texts:
@@ -133,10 +167,11 @@ PROBES: dict[str, Callable[[OpenAIClient], Awaitable[Finding]]] = {
 
 
 async def _ask(client: OpenAIClient, request: Chat | Choice | Likelihood) -> tuple[Reply, bool]:
-    """The reply, and whether nothing will work. One fault in passing is forgiven."""
-    attempt = await client.attempt(request)
-    if attempt.retry:
+    """The reply, and whether nothing will work."""
+    for _ in range(TRIES):
         attempt = await client.attempt(request)
+        if not attempt.retry:
+            break
     return attempt.reply, attempt.stop
 
 

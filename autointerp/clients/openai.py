@@ -146,6 +146,12 @@ class OpenAIClient:
 
         return await probe(self, features)
 
+    def probes(self, features: frozenset[str]) -> list[Request]:
+        """What `probe` may ask, for a budget."""
+        from autointerp.clients._openai_probes import at_most
+
+        return at_most(features)
+
     def batches(self) -> BatchAPI:
         """The batch API of the first address."""
         return BatchAPI(self.endpoints.all[0].connection)

@@ -13,7 +13,7 @@ from autointerp.clients.hf import HFClient
 from autointerp.config import AskingSettings, ScoreSettings
 from autointerp.engine.account import Account
 from autointerp.engine.batches import BatchSender
-from autointerp.engine.budget import Budget, parse
+from autointerp.engine.budget import Budget, parse, worst_case
 from autointerp.engine.drive import Router
 from autointerp.engine.local import LocalSender
 from autointerp.engine.order import written
@@ -59,8 +59,8 @@ class Asked:
     batch_folder: Path | None = None
     """Ask by the batch API, and keep its state there."""
     say: Any = print
-    account_of_nothing: Account = field(default_factory=Account, repr=False)
-    """Books with the run's budget and prices in which nothing is entered: to see whether the budget can be kept."""
+    books: Account = field(default_factory=Account, repr=False)
+    """The run's, or while it has none, empty ones with its budget and prices: what may be spent on examining."""
     _found: list[tuple[Server, Finding]] | None = field(default=None, repr=False)
 
     @property
@@ -78,7 +78,7 @@ class Asked:
             return
         for client in self.clients.values():
             if isinstance(client, Server):
-                self.account_of_nothing.check(client)
+                self.books.check(client)
         found: list[tuple[Server, Finding]] = []
         for server in {id(c): c for c in self.clients.values() if isinstance(c, Server)}.values():
             features = {f for kind, c in self.clients.items() if c is server for f in FEATURES.get(kind, ())}
@@ -93,7 +93,11 @@ class Asked:
                 finally:
                     await server.close()
 
+            worst = sum(self.books.amount(server, worst_case(r)) for r in server.probes(frozenset(features)))
+            if not self.books.hold(worst):
+                raise self.books.over()
             found += [(server, finding) for finding in asyncio.run(probe())]
+            self.books.release(worst)
         bad = next(((server, finding) for server, finding in found if not finding.ok), None)
         if bad:
             server, finding = bad
@@ -164,7 +168,7 @@ def asked_of(
         samples=getattr(config, "temperature", 0.0) > 0,
         batch_folder=session.run.folder / "batches" if run.batch else None,
         say=session.reporter.say,
-        account_of_nothing=Account(budget=budget, own_prices=run.prices),
+        books=session.run.account if session.run.has_books else Account(budget=budget, own_prices=run.prices),
     )  # fmt: skip
 
 
