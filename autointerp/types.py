@@ -65,7 +65,8 @@ class Client(Protocol):
 
     A request that cannot be answered becomes a `Failure`, never an exception. `concurrency` is the
     number of units of work the client wants in flight: 1, or more if chats of several units may be
-    generated together. The engine calls `answer` once at a time.
+    generated together. The engine calls `answer` once at a time. A client may have an `identity`, which
+    tells its weights from others of the same name.
     """
 
     name: str

@@ -85,8 +85,10 @@ def show_cost(
 
 
 def gpu_hours(stage: StageCost, speeds: tuple[float, float] | None) -> float | None:
-    """Of an own server, at the speeds given; None without, and for what needs no server."""
-    if speeds is None or stage.free:
+    """Of an own server, or of vLLM in this process, at the speeds given; None without, and for smaller models here."""
+    from autointerp.pipeline.cost import HERE
+
+    if speeds is None or stage.asks == HERE:
         return None
     return (stage.prompt_tokens / speeds[0] + stage.completion_tokens[1] / speeds[1]) / 3600
 

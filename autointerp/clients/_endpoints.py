@@ -54,8 +54,13 @@ class Endpoints(Generic[Connection]):
 
     def lost(self, endpoint: Endpoint[Connection]) -> None:
         """It could not be reached."""
+        now = self._clock()
+        if endpoint.back_at > now:
+            # Known already: all that was in flight together says it.
+            return
         endpoint.failures += 1
-        endpoint.back_at = self._clock() + min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (endpoint.failures - 1))
+        # The exponent is bounded, or an address that stays away would be too much for a float one day.
+        endpoint.back_at = now + min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(endpoint.failures - 1, 32))
 
     def reached(self, endpoint: Endpoint[Connection]) -> None:
         endpoint.failures, endpoint.back_at = 0, 0.0

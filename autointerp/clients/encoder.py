@@ -10,6 +10,7 @@ import torch
 
 from autointerp.clients._batches import by_length
 from autointerp.errors import UserError
+from autointerp.subject.load import weights_sha
 from prompts.requests import Embed, EmbedReply, Failure, Reply, Request, Usage
 
 BATCH_TOKENS = 4096
@@ -36,6 +37,7 @@ class EncoderClient:
             raise UserError(
                 f"cannot load the sentence encoder '{model}': {line}; name another with --embedder"
             ) from error
+        self.identity = f"encoder {weights_sha(self._encoder)}"
         self._known: dict[str, EmbedReply] = {}
         self._limit = min(int(self._tokenizer.model_max_length), self._encoder.config.max_position_embeddings)
 

@@ -49,6 +49,7 @@ class HFClient:
     def __init__(self, subject: SubjectModel) -> None:
         self.subject = subject
         self.model = subject.label
+        self.identity = f"hf {subject.fingerprint} {subject.model.dtype}"
         self.context = getattr(subject.model.config, "max_position_embeddings", None) or 10**9
 
     async def answer(self, requests: Sequence[Request]) -> list[Reply]:

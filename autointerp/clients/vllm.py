@@ -12,7 +12,7 @@ from __future__ import annotations
 import gc
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -34,6 +34,7 @@ from prompts.requests import (
     Reply,
     Request,
     Usage,
+    fingerprint,
 )
 
 MISSING = 'the vllm client needs vLLM: pip install "autointerp-toolkit[vllm]"'
@@ -75,6 +76,7 @@ class VLLMClient(Client):
     def __init__(self, model: str, *, concurrency: int = 64, **engine_options: Any) -> None:
         self.model = Path(model).name if Path(model).is_dir() else model
         self.concurrency = concurrency
+        self.identity = _identity(model, engine_options)
         vllm = _import_vllm(engine_options)
         self._sampling = import_module("vllm.sampling_params")
         options = {"model": model, **_defaults(vllm), **engine_options}
@@ -269,6 +271,13 @@ def _failed(error: Exception) -> Failure:
     """What an exception stands for: a request that cannot be run, or something that went wrong."""
     kinds = {kind.__name__ for kind in type(error).__mro__}
     return Failure("rejected" if kinds & REFUSALS else "error", f"{type(error).__name__}: {_one_line(error)}")
+
+
+def _identity(model: str, options: Mapping[str, Any]) -> str:
+    """Of the weights, for the reply cache: a folder is known by its files, since its name says little."""
+    files = sorted(Path(model).glob("*")) if Path(model).is_dir() else []
+    seen = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files if path.is_file()]
+    return f"vllm {fingerprint([model, seen, dict(options)])}"
 
 
 def _one_line(error: Exception) -> str:

@@ -23,6 +23,12 @@ QUIET = 4
 """Turns of the event loop without a new request after which a batch is complete."""
 
 
+def identity(client: Client) -> str:
+    """Tells weights apart, where a client says which it has; names of folders do not."""
+    found: str = getattr(client, "identity", client.name)
+    return found
+
+
 class LocalSender:
     def __init__(self, client: Client, account: Account) -> None:
         self.client, self.account, self.units = client, account, client.concurrency
@@ -33,7 +39,7 @@ class LocalSender:
     async def ask(self, requests: Sequence[Request], stage: str) -> list[Reply]:
         """Answers in the order of the requests."""
         answers: list[Reply | None] = [None] * len(requests)
-        keys = [key_of(self.client.model, self.client.name, r) if isinstance(r, KEPT) else "" for r in requests]
+        keys = [self._key(request) or "" for request in requests]
         for i, (key, request) in enumerate(zip(keys, requests, strict=True)):
             kept = known(self.account, key, request) if key else None
             if kept is not None:
@@ -48,6 +54,12 @@ class LocalSender:
         for i, reply in zip(together, await generated, strict=True):
             answers[i] = reply
         return [answer for answer in answers if answer is not None]
+
+    def _key(self, request: Request) -> str | None:
+        """In the reply cache; None for what is not kept there."""
+        if not isinstance(request, KEPT):
+            return None
+        return key_of(self.client.model, identity(self.client), request)
 
     async def _generated(self, request: Chat, stage: str) -> Reply:
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
@@ -88,7 +100,7 @@ class LocalSender:
             replies = await self.client.answer(requests)
             seconds = (time.perf_counter() - began) / len(requests)
         for request, reply in zip(requests, replies, strict=True):
-            key = key_of(self.client.model, self.client.name, request) if isinstance(request, KEPT) else None
+            key = self._key(request)
             # It costs time and no money; its tokens are no part of a budget, which is for servers.
             cost = Cost(Usage(reply.usage.prompt_tokens, reply.usage.completion_tokens), 0.0, seconds=seconds)
             self.account.cache.record(stage, self.client.model, cost, None, key, reply)

@@ -15,7 +15,7 @@ from autointerp.engine.account import Account
 from autointerp.engine.batches import BatchSender
 from autointerp.engine.budget import Budget, parse, worst_case
 from autointerp.engine.drive import Router
-from autointerp.engine.local import LocalSender
+from autointerp.engine.local import LocalSender, identity
 from autointerp.engine.order import written
 from autointerp.engine.sending import Sender, ServerSender
 from autointerp.errors import UserError
@@ -67,6 +67,11 @@ class Asked:
     def model(self) -> str:
         """Models that answer, joined by +."""
         return Router(self.clients).model_for(self.clients)
+
+    @property
+    def weights(self) -> list[str]:
+        """Which models in this process answer; their names do not tell them apart. Servers are known by name only."""
+        return sorted({identity(client) for client in self.clients.values() if not isinstance(client, Server)})
 
     def examine(self) -> None:
         """Ask each server once for what will be relied on.

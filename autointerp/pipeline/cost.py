@@ -33,6 +33,9 @@ PER_MESSAGE, PER_CHAT = 4, 3
 """Tokens that chat templates mostly add."""
 
 
+HERE = "this process"
+
+
 @dataclass(frozen=True)
 class StageCost:
     """Of one stage for the whole job. Ranges are (low, likely, high): answers as short as can be, as they mostly are,
@@ -54,7 +57,8 @@ class StageCost:
 
     @property
     def free(self) -> bool:
-        return self.asks == "this process"
+        """Nothing is sent to a server."""
+        return self.asks.endswith(HERE)
 
 
 @dataclass
@@ -112,7 +116,7 @@ def _pilot(session: Session, folder: Path) -> tuple[Session, StageCost]:
     seconds = (time.perf_counter() - began) * scale
     size = sum(path.stat().st_size for path in pilot.store_folder.rglob("*") if path.is_file())
     cost = StageCost(
-        "collect", "this process", store.n_latents, 0, settings.data.tokens, seconds=seconds, disk=int(size * scale)
+        "collect", HERE, store.n_latents, 0, settings.data.tokens, seconds=seconds, disk=int(size * scale)
     )
     pilot.run.account.close()
     return pilot, cost
@@ -164,7 +168,10 @@ def _stage(
         price = (0.0, 0.0, 0.0)
     elif found := rates(where[0], where[1], session.settings.prices):
         price = _prices(found, prompt, completion, 0.5 if session.settings.batch else 1.0)
-    asks = "this process" if where is None else f"{where[0]} at {where[1]}"
+    chats = any(isinstance(request, Chat | Choice) for request in requests)
+    asks = f"{settings.llm or settings.client} in {HERE}" if chats else HERE
+    if where is not None:
+        asks = f"{where[0]} at {where[1]}"
     low, likely, high = completion
     return StageCost(name, asks, n_latents, round(scale * len(usages)), prompt, (low, likely, high), price)
 

@@ -43,7 +43,7 @@ def explain(session: Session, prepared: Prepared, *, retry_failed: bool = False)
     prompt_sha = render.joint_sha(explainer.TEMPLATES)
     keys = {
         latent: work_key(
-            STAGE, latent=latent, explainer=explainer.NAME, config=config, model=model,
+            STAGE, latent=latent, explainer=explainer.NAME, config=config, model=model, weights=asked.weights,
             prompt=prompt_sha, sampling=session.sampling_sha,
         )
         for latent in latents

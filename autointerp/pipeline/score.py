@@ -128,7 +128,8 @@ def plan(scorer: ModuleType, config: Any, session: Session, explanations: pd.Dat
         other = by_latent[partner[latent]]["text"] if latent in partner else None
         keys[latent] = work_key(
             stage_name, latent=latent, text=row["text"], control=other, version=scorer.VERSION, config=asdict(config),
-            model=model, prompt=prompt_sha, sampling=session.sampling_sha, hookpoint=session.hookpoint,
+            model=model, weights=asked.weights, prompt=prompt_sha, sampling=session.sampling_sha,
+            hookpoint=session.hookpoint,
         )  # fmt: skip
     ledger = Ledger(session.run.folder, stage_name)
     common = {

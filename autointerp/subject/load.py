@@ -30,6 +30,16 @@ class Pieces(dict[int, str]):
         return text
 
 
+def weights_sha(model: torch.nn.Module) -> str:
+    """sha256 (16 hex digits) of names, shapes and a sample of every weight: tells models apart, not paths."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.state_dict().items()):
+        flat = weight.detach().flatten()
+        digest.update(f"{name}{tuple(weight.shape)}".encode())
+        digest.update(flat[:: max(1, flat.numel() // 64)].float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
 @dataclass
 class SubjectModel:
     """A causal LM in evaluation mode and its tokenizer."""
@@ -52,13 +62,7 @@ class SubjectModel:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 (16 hex digits) of names, shapes and a sample of every weight: tells models apart, not paths."""
-        digest = hashlib.sha256()
-        for name, weight in sorted(self.model.state_dict().items()):
-            flat = weight.detach().flatten()
-            digest.update(f"{name}{tuple(weight.shape)}".encode())
-            digest.update(flat[:: max(1, flat.numel() // 64)].float().cpu().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return weights_sha(self.model)
 
     @property
     def device(self) -> torch.device:

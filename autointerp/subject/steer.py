@@ -43,6 +43,7 @@ class SteerClient:
     def __init__(self, subject: SubjectModel, sae: SparseAutoencoder, hookpoint: str) -> None:
         self.subject, self.sae, self.hookpoint = subject, sae, hookpoint
         self.model = subject.label
+        self.identity = f"steer {subject.fingerprint} {subject.model.dtype}"
 
     async def answer(self, requests: Sequence[Request]) -> list[Reply]:
         return [self.steer(request) for request in requests if isinstance(request, Steer)]
