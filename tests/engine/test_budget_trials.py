@@ -18,7 +18,7 @@ from autointerp.errors import BudgetReached
 from autointerp.seeds import generator
 from prompts.requests import Chat, ChatReply, Message, Reply, Request
 
-TRIALS, UNITS, PER_UNIT = 100, 30, 3
+TRIALS, UNITS, PER_UNIT = 100, 25, 3
 PRICES = {"lengths:5": (1.0, 4.0)}
 
 
