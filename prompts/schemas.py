@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
+import math
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jsonschema.protocols import Validator
 
-FENCED = re.compile(r"\A\s*```(?:json)?\s*\n(.*?)\n?\s*```\s*\Z", re.S | re.I)
-"""A whole answer inside a Markdown block, as models write it that were not held to a schema."""
+FENCE = "```"
 
 
 def obeying(text: str, schema: Mapping[str, Any]) -> str | None:
@@ -20,13 +19,30 @@ def obeying(text: str, schema: Mapping[str, Any]) -> str | None:
 
     The text has to be one JSON value, by itself or in one fenced block.
     """
-    fenced = FENCED.match(text)
-    inner = fenced.group(1) if fenced else text
+    inner = _unfenced(text)
     try:
-        value = json.loads(inner)
+        # Python reads more than JSON has: what is no number would end up in a score.
+        value = json.loads(inner, parse_constant=_finite, parse_float=_finite)
+        valid = _validator(json.dumps(schema, sort_keys=True)).is_valid(value)
     except (ValueError, RecursionError):
         return None
-    return inner.strip() if _validator(json.dumps(schema, sort_keys=True)).is_valid(value) else None
+    return inner.strip() if valid else None
+
+
+def _unfenced(text: str) -> str:
+    """What stands in a Markdown block that is the whole answer, as models write it that were not held to a schema."""
+    # No regular expression: models that lose themselves in empty lines would keep one busy for minutes.
+    block = text.strip()
+    first, _, rest = block.partition("\n")
+    fenced = first.startswith(FENCE) and first[len(FENCE) :].strip().lower() in ("", "json") and rest.endswith(FENCE)
+    return rest.removesuffix(FENCE) if fenced else text
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if not math.isfinite(value):
+        raise ValueError(f"{number} is no number")
+    return value
 
 
 @lru_cache(maxsize=256)

@@ -64,7 +64,8 @@ class BatchAPI:
         found: dict[str, tuple[int, Any]] = {}
         for name in files:
             content = await self._sdk.files.content(name)
-            for line in content.text.splitlines():
+            # Not `splitlines`: JSON holds line separators of other kinds as they are.
+            for line in content.text.split("\n"):
                 try:
                     entry = json.loads(line)
                     response = entry.get("response") or {"status_code": 500, "body": {"error": entry.get("error")}}

@@ -57,10 +57,16 @@ class Account:
         Raises:
             BudgetReached: it never will.
         """
-        worst = worst_case(request)
+        worst = worst_case(request, server.room)
         amount = self.amount(server, worst)
         if self.budget is not None:
             await self.budget.reserve(amount)
+            try:
+                # Before it is sent: a kill may come before its answer.
+                self.cache.hold(self.budget.unit, self.budget.held)
+            except BaseException:
+                self.budget.settle(amount, 0.0)
+                raise
         return Reservation(worst, amount)
 
     def settle(
@@ -92,6 +98,11 @@ class Account:
         """Reserve without waiting, if there is room."""
         return self.budget is None or self.budget.hold(amount)
 
+    def release(self, amount: float) -> None:
+        """Give a reservation back; what it was spent on is booked elsewhere."""
+        if self.budget is not None:
+            self.budget.settle(amount, 0.0)
+
     def over(self) -> BudgetReached:
         """The error that says so."""
         assert self.budget is not None, "without a budget there is always room"
@@ -122,9 +133,8 @@ class Account:
         spent = 0.0
         for row in self.cache.spent():
             if unit == "usd" and row["price"] is None:
-                raise UserError(
-                    f"what {row['model']} has cost in stage {row['stage']} is unknown in USD: give --budget in tokens"
-                )
+                who = f"{row['model']} has cost in stage {row['stage']}" if row["model"] else "a killed run has cost"
+                raise UserError(f"what {who} is unknown in USD: give --budget in tokens")
             tokens = row["prompt_tokens"] + row["completion_tokens"] + row["unsure_tokens"]
             spent += row["price"] if unit == "usd" else tokens
         self.budget = Budget(amount, unit, spent)

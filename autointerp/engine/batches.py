@@ -41,6 +41,8 @@ class BatchServer(Server, Protocol):
 
     def failed_line(self, status: int, body: object) -> Failure: ...
 
+    def redacted(self, text: str) -> str: ...
+
     def batches(self) -> Any: ...
 
 
@@ -116,7 +118,9 @@ class BatchSender:
             self._waiting.clear()
 
     def _said(self, error: Exception) -> str:
-        return f"the batch API failed ({type(error).__name__}: {error}); run the same command again to go on"
+        # Servers quote keys in their errors.
+        said = self.server.redacted(f"{type(error).__name__}: {error}")
+        return f"the batch API failed ({said}); run the same command again to go on"
 
     def _open(self) -> list[Path]:
         """Batches that were submitted and not collected, of this server and model."""
@@ -128,7 +132,7 @@ class BatchSender:
         by_path: dict[str, dict[str, Mapping[str, Any]]] = defaultdict(dict)
         lines: dict[str, dict[str, Any]] = {}
         for key, line in list(self._waiting.items())[:MOST]:
-            worst = worst_case(line.request)
+            worst = worst_case(line.request, self.server.room)
             amount = self.account.amount(self.server, worst)
             if not self.account.hold(amount):
                 break
@@ -139,17 +143,31 @@ class BatchSender:
             lines[key] = {"stage": line.stage, "amount": amount, "worst": worst_of, "choices": choices}
         if not lines:
             raise self.account.over()
-        submitted = []
-        for path, bodies in by_path.items():
-            batch = await self.server.batches().submit(path, bodies)
-            state = self.folder / f"{batch}.json"
-            write_json(state, {
-                "batch": batch, "path": path, "of": [self.server.model, self.server.identity],
-                "lines": {key: lines[key] for key in bodies},
-            })  # fmt: skip
-            self.say(f"batch {batch}: {len(bodies):,} requests submitted")
-            submitted.append(state)
+        submitted, unsent = [], dict(lines)
+        try:
+            for path, bodies in by_path.items():
+                submitted.append(await self._submit_to(path, bodies, lines))
+                for key in bodies:
+                    del unsent[key]
+        except BaseException:
+            # Nobody will answer these.
+            for about in unsent.values():
+                self.account.release(about["amount"])
+            raise
         return submitted
+
+    async def _submit_to(
+        self, path: str, bodies: Mapping[str, Mapping[str, Any]], lines: Mapping[str, Mapping[str, Any]]
+    ) -> Path:
+        """Send one batch and write down that it was; returns where."""
+        batch = await self.server.batches().submit(path, bodies)
+        state = self.folder / f"{batch}.json"
+        write_json(state, {
+            "batch": batch, "path": path, "of": [self.server.model, self.server.identity],
+            "lines": {key: lines[key] for key in bodies},
+        })  # fmt: skip
+        self.say(f"batch {batch}: {len(bodies):,} requests submitted")
+        return state
 
     async def _collect(self, state: Path) -> None:
         """Wait for a batch, and book and keep each of its answers."""
@@ -163,16 +181,27 @@ class BatchSender:
             await asyncio.sleep(self.poll)
         if now.status == "failed":
             state.rename(state.with_suffix(".failed"))
-            raise UserError(f"batch {about['batch']} was refused: {now.problem or 'no reason given'}")
+            for line in about["lines"].values():
+                self.account.release(line["amount"])
+            problem = self.server.redacted(now.problem)
+            raise UserError(f"batch {about['batch']} was refused: {problem or 'no reason given'}")
         answers = await api.answers(now.files)
-        for key, line in about["lines"].items():
-            self._settle(key, line, about["path"], answers.get(key), now.status)
+        # Together, or a kill in between would have them booked a second time when the batch is found again.
+        with self.account.cache.transaction():
+            replies = {
+                key: self._settled(key, line, about["path"], answers.get(key), now.status)
+                for key, line in about["lines"].items()
+            }
         state.rename(state.with_suffix(".collected"))
+        for key, reply in replies.items():
+            waiting = self._waiting.pop(key, None)
+            if waiting is not None and not waiting.answered.done():
+                waiting.answered.set_result(reply)
 
-    def _settle(
+    def _settled(
         self, key: str, about: Mapping[str, Any], path: str, answer: tuple[int, Any] | None, status: str
-    ) -> None:
-        line = self._waiting.pop(key, None)
+    ) -> Reply:
+        """The reply to a line, booked."""
         if answer is None:
             attempt = Attempt(Failure("timeout", f"the batch was {status} before this was answered"), charged=False)
         elif answer[0] == 200:
@@ -183,8 +212,7 @@ class BatchSender:
         self.account.settle(
             self.server, about["stage"], held, attempt, retry=False, seconds=0.0, key=key, in_flight=False
         )
-        if line is not None and not line.answered.done():
-            line.answered.set_result(attempt.reply)
+        return attempt.reply
 
 
 def _stub(path: str, choices: Sequence[str] | None) -> Chat | Choice | Embed:

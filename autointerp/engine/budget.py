@@ -47,14 +47,17 @@ def parse(text: str) -> tuple[float, Unit]:
     return number * SCALES[unit.partition("tok")[0]], "tok"
 
 
-def worst_case(request: Request) -> Usage:
-    """The most tokens that an attempt at `request` can cost, whatever the tokenizer: no token is less than a byte."""
+def worst_case(request: Request, room: int = 0) -> Usage:
+    """The most tokens that an attempt at `request` can cost, whatever the tokenizer: no token is less than a byte.
+
+    `room` is what the server lets a chat take beyond its `max_tokens`.
+    """
     if isinstance(request, Chat):
         # Where decoding is not held to it, the schema is shown to the model. As JSON in ASCII it is longest.
         schema = json.dumps(request.schema) if request.schema is not None else ""
         schema_bytes = len(schema) + CLOSED * schema.count('"object"')
         prompt = sum(PER_MESSAGE + _bytes(message.content) for message in request.messages)
-        return Usage(PER_REQUEST + prompt + schema_bytes, request.max_tokens)
+        return Usage(PER_REQUEST + prompt + schema_bytes, request.max_tokens + room)
     if isinstance(request, Choice):
         return Usage(PER_REQUEST + sum(PER_MESSAGE + _bytes(message.content) for message in request.messages), 1)
     if isinstance(request, Likelihood):

@@ -30,6 +30,10 @@ class AdaptiveLimit:
         self._average = 0.0
         self._waiting: deque[asyncio.Future[None]] = deque()
 
+    def now(self) -> float:
+        """Seconds of the clock, for who enters a while before its request is sent."""
+        return self._clock()
+
     async def enter(self) -> float:
         """Wait for a place; returns the time of entry, which `leave` wants back."""
         if self._waiting or self.in_flight >= int(self.limit):

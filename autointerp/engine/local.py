@@ -47,12 +47,19 @@ class LocalSender:
                 answers[i] = kept
         left = [i for i, answer in enumerate(answers) if answer is None]
         together = [i for i in left if isinstance(requests[i], Chat) and self.client.concurrency > 1]
-        apart = [i for i in left if i not in set(together)]
-        generated = asyncio.gather(*(self._generated(requests[i], stage) for i in together))  # type: ignore[arg-type]
-        for i, reply in zip(apart, await self._call([requests[i] for i in apart], stage), strict=True):
-            answers[i] = reply
-        for i, reply in zip(together, await generated, strict=True):
-            answers[i] = reply
+        apart = sorted(set(left) - set(together))
+        generated = [asyncio.create_task(self._generated(requests[i], stage)) for i in together]  # type: ignore[arg-type]
+        try:
+            for i, reply in zip(apart, await self._call([requests[i] for i in apart], stage), strict=True):
+                answers[i] = reply
+            for i, reply in zip(together, await asyncio.gather(*generated), strict=True):
+                answers[i] = reply
+        except BaseException:
+            # Nobody waits for them any more.
+            for task in generated:
+                task.cancel()
+            await asyncio.gather(*generated, return_exceptions=True)
+            raise
         return [answer for answer in answers if answer is not None]
 
     def _key(self, request: Request) -> str | None:

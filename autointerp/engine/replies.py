@@ -11,12 +11,12 @@ import json
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from autointerp.errors import Damaged, DiskFull
+from autointerp.errors import Damaged, DiskFull, UserError
 from prompts.requests import (
     ChatReply,
     ChoiceReply,
@@ -93,45 +93,64 @@ class ReplyCache:
         self.path, self.again = path, again
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-        self._db = sqlite3.connect(path or ":memory:", timeout=0.2, isolation_level=None, check_same_thread=False)
-        with self._named():
-            # Alone in the file, SQLite needs no shared memory, which network file systems do not have.
-            self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=NORMAL")
-            self._db.execute("BEGIN EXCLUSIVE")
-            self._db.execute("COMMIT")
-            self._db.executescript(SCHEMA)
+        with _naming(path):
+            self._db = sqlite3.connect(path or ":memory:", timeout=0.2, isolation_level=None, check_same_thread=False)
+        try:
+            with _naming(path):
+                # Alone in the file, SQLite needs no shared memory, which network file systems do not have.
+                self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
+                self._db.execute("PRAGMA journal_mode=WAL")
+                self._db.execute("PRAGMA synchronous=NORMAL")
+                self._db.execute("BEGIN EXCLUSIVE")
+                self._db.execute("COMMIT")
+                self._db.executescript(SCHEMA)
+        except BaseException:
+            self._db.close()
+            raise
 
     @contextmanager
-    def _named(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.OperationalError as error:
-            if "locked" in str(error):
-                raise BlockingIOError(f"another process uses '{self.path}'") from error
-            if "full" in str(error) or "disk I/O" in str(error):
-                raise DiskFull(
-                    f"no room to write '{self.path}': what was finished is kept; free some space and run the same "
-                    "command again"
-                ) from error
-            raise
-        except sqlite3.DatabaseError as error:
-            raise Damaged(
-                f"'{self.path}' is damaged ({error}): remove it; the replies in it will be asked for again"
-            ) from error
+    def transaction(self) -> Iterator[None]:
+        """All of it or nothing, whatever goes wrong: the next one must not find this one open."""
+        within = self._db.in_transaction
+        if within:
+            yield  # part of a larger one
+            return
+        with _naming(self.path):
+            self._db.execute("BEGIN")
+            try:
+                yield
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+
+    def _rows(self, query: str) -> Iterator[list[Any]]:
+        """A thousand rows at a time."""
+        with _naming(self.path):
+            cursor = self._db.execute(query)
+        some: list[Any] = [None]
+        while some:
+            with _naming(self.path):
+                some = cursor.fetchmany(1000)
+            yield some
 
     def __len__(self) -> int:
-        return int(self._db.execute("SELECT count(*) FROM replies").fetchone()[0])
+        with _naming(self.path):
+            return int(self._db.execute("SELECT count(*) FROM replies").fetchone()[0])
 
     def get(self, key: str) -> Reply | None:
-        row = self._db.execute("SELECT reply FROM replies WHERE key = ?", (key,)).fetchone()
-        reply = decoded(row[0]) if row else None
+        with _naming(self.path):
+            row = self._db.execute("SELECT reply FROM replies WHERE key = ?", (key,)).fetchone()
+        try:
+            reply = decoded(row[0]) if row else None
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise _damaged(self.path, error) from error
         return None if self.again and isinstance(reply, Failure) else reply
 
     def saved(self, stage: str, model: str, usage: Usage, price: float | None) -> None:
         """Book an answer that was there already, and what it would have cost."""
-        with self._named():
+        with _naming(self.path):
             tokens = usage.prompt_tokens + usage.completion_tokens
             self._add(stage, model, cached_calls=1, saved_tokens=tokens, saved_price=price)
 
@@ -142,8 +161,7 @@ class ReplyCache:
         """Book one attempt, and keep its reply under `key` if it is one to keep; `held` is what the budget still has
         reserved, which counts as spent if this process is killed."""
         usage = cost.usage
-        with self._named():
-            self._db.execute("BEGIN")
+        with self.transaction():
             if key is not None and reply is not None and _kept(reply):
                 self._db.execute(
                     "INSERT OR REPLACE INTO replies VALUES (?, ?, ?, ?, ?)",
@@ -156,32 +174,31 @@ class ReplyCache:
             )  # fmt: skip
             if held is not None:
                 self._db.execute("INSERT OR REPLACE INTO held VALUES (?, ?)", held)
-            self._db.execute("COMMIT")
 
     def hold(self, unit: str, amount: float) -> None:
-        with self._named():
+        """Write down what the budget has reserved now: it counts as spent if this process is killed."""
+        with _naming(self.path):
             self._db.execute("INSERT OR REPLACE INTO held VALUES (?, ?)", (unit, amount))
 
     def book_lost(self) -> None:
         """Count what killed processes had in flight as spent, at worst."""
-        lost = dict(self._db.execute("SELECT unit, amount FROM held WHERE amount > 0"))
+        lost = {unit: amount for some in self._rows("SELECT unit, amount FROM held") for unit, amount in some if amount}
         if not lost:
             return
-        with self._named():
-            self._db.execute("BEGIN")
-            self._add(LOST, "", unsure_tokens=round(lost.get("tok", 0)), price=lost.get("usd", 0.0))
+        with self.transaction():
+            # What tokens of a budget in tokens would have cost is unknown.
+            self._add(LOST, "", unsure_tokens=round(lost.get("tok", 0)), price=lost.get("usd"))
             self._db.execute("DELETE FROM held")
-            self._db.execute("COMMIT")
 
     def spent(self) -> list[dict[str, Any]]:
         """One row per stage and model."""
-        cursor = self._db.execute("SELECT * FROM spent ORDER BY stage, model")
-        names = [column[0] for column in cursor.description]
-        return [dict(zip(names, row, strict=True)) for row in cursor]
+        names = ("stage", "model", *COUNTED)
+        some = self._rows(f"SELECT {', '.join(names)} FROM spent ORDER BY stage, model")  # noqa: S608  (our own names)
+        return [dict(zip(names, row, strict=True)) for rows in some for row in rows]
 
     def forget_replies(self, stage: str | None = None) -> None:
         """`--fresh`: ask everything, or one stage, anew. What was spent stays in the books."""
-        with self._named():
+        with _naming(self.path):
             self._db.execute("DELETE FROM replies WHERE ? IS NULL OR stage = ?", (stage, stage))
 
     def absorb(self, other: Path) -> bool:
@@ -190,18 +207,19 @@ class ReplyCache:
             theirs = ReplyCache(other)
         except BlockingIOError:
             return False
-        with self._named():
-            self._db.execute("BEGIN")
-            rows = theirs._db.execute("SELECT * FROM replies")
-            while some := rows.fetchmany(1000):
-                self._db.executemany("INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?, ?)", some)
-            for row in theirs.spent():
-                self._add(row.pop("stage"), row.pop("model"), **row)
-            for unit, amount in theirs._db.execute("SELECT unit, amount FROM held"):
-                self._db.execute("INSERT INTO held VALUES (?, ?) ON CONFLICT (unit) DO UPDATE SET amount = amount + "
-                                 "excluded.amount", (unit, amount))  # fmt: skip
-            self._db.execute("COMMIT")
-        theirs.close()
+        try:
+            with self.transaction():
+                for some in theirs._rows("SELECT key, stage, model, reply, at FROM replies"):
+                    self._db.executemany("INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?, ?)", some)
+                for row in theirs.spent():
+                    self._add(row.pop("stage"), row.pop("model"), **row)
+                for some in theirs._rows("SELECT unit, amount FROM held"):
+                    self._db.executemany(
+                        "INSERT INTO held VALUES (?, ?) ON CONFLICT (unit) DO UPDATE SET amount = amount + "
+                        "excluded.amount", some,
+                    )  # fmt: skip
+        finally:
+            theirs.close()
         other.unlink()
         return True
 
@@ -224,9 +242,12 @@ def open_cache(folder: Path, *, again: bool = False) -> ReplyCache:
             cache = ReplyCache(folder / name, again=again)
         except BlockingIOError:
             continue
-        if n == 1:
-            for path in sorted(folder.glob("replies-*.sqlite")):
+        try:
+            for path in sorted(folder.glob("replies-*.sqlite")) if n == 1 else []:
                 cache.absorb(path)
+        except BaseException:
+            cache.close()
+            raise
         return cache
     raise BlockingIOError(f"more than {MOST_PROCESSES} processes use '{folder}'")
 
@@ -236,20 +257,57 @@ def merge(sources: list[Path], into: Path) -> ReplyCache:
 
     Raises:
         BlockingIOError: a process is writing one of them.
+        UserError: one is missing, or damaged.
     """
     cache = ReplyCache(into)
-    for source in sources:
-        copy = into.with_name(f".{source.name}.merging")
-        from_db, to_db = sqlite3.connect(source, timeout=0.2), sqlite3.connect(copy)
-        try:
-            from_db.backup(to_db)
-        except sqlite3.OperationalError as error:
-            raise BlockingIOError(f"another process uses '{source}'") from error
-        finally:
-            from_db.close()
-            to_db.close()
-        cache.absorb(copy)
+    copy = into.with_name(f".{into.name}.merging")
+    try:
+        for source in sources:
+            if not source.is_file():
+                raise UserError(f"there is no reply cache '{source}'")
+            copy.unlink(missing_ok=True)
+            with _naming(source), closing(sqlite3.connect(source, timeout=0.2)) as theirs:
+                # A backup would wait for ever for a process that is writing; a lock says so.
+                theirs.execute("BEGIN")
+                theirs.execute("SELECT count(*) FROM sqlite_master").fetchone()
+                with closing(sqlite3.connect(copy)) as ours:
+                    theirs.backup(ours)
+            cache.absorb(copy)
+    except BaseException:
+        cache.close()
+        raise
+    finally:
+        copy.unlink(missing_ok=True)
     return cache
+
+
+@contextmanager
+def _naming(path: Path | None) -> Iterator[None]:
+    """Say which file it is that SQLite has a problem with, and what to do."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        said = str(error)
+        if "locked" in said:
+            raise BlockingIOError(f"another process uses '{path}'") from error
+        if "full" in said or "disk I/O" in said:
+            raise DiskFull(
+                f"no room to write '{path}': what was finished is kept; free some space and run the same command again"
+            ) from error
+        if "readonly" in said or "unable to open" in said:
+            raise UserError(f"cannot write '{path}' ({error}): check who may write there") from error
+        if "decode" in said or "no such column" in said or "values were supplied" in said:
+            raise _damaged(path, error) from error
+        raise
+    except sqlite3.DatabaseError as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path | None, error: Exception) -> Damaged:
+    about = " ".join(str(error).split())
+    return Damaged(
+        f"'{path}' is damaged ({type(error).__name__}: {about}): remove it; the replies in it will be asked for again"
+    )
 
 
 def _kept(reply: Reply) -> bool:

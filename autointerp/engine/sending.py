@@ -16,11 +16,11 @@ from typing import Protocol
 from tenacity import AsyncRetrying, RetryCallState, retry_if_result, stop_after_attempt
 from tenacity.wait import wait_base
 
-from autointerp.engine.account import Account
+from autointerp.engine.account import Account, Reservation
 from autointerp.engine.limit import AdaptiveLimit
 from autointerp.engine.order import grouped
 from autointerp.engine.replies import key_of
-from autointerp.errors import AutointerpError, ServerGone
+from autointerp.errors import AutointerpError, DiskFull, ServerGone
 from autointerp.types import Attempt, Server
 from prompts.requests import Chat, ChatReply, Failure, Reply, Request
 from prompts.schemas import obeying
@@ -50,7 +50,8 @@ class ServerSender:
         self._flying: dict[str, asyncio.Future[Reply]] = {}
         self._lost_at: float | None = None
         """Since when it could not be reached, with no answer between."""
-        self._gone: ServerGone | None = None
+        self._over: AutointerpError | None = None
+        """Why nothing more is sent."""
 
     async def ask(self, requests: Sequence[Request], stage: str) -> list[Reply]:
         """Answers in the order of the requests.
@@ -58,6 +59,7 @@ class ServerSender:
         Raises:
             BudgetReached: after all that was in flight has come back.
             ServerGone: nothing can be asked any more.
+            DiskFull: answers cannot be kept any more.
         """
         if len(requests) == 1:
             return [await self._one(requests[0], stage)]
@@ -67,8 +69,8 @@ class ServerSender:
         async def one(i: int) -> None:
             try:
                 answers[i] = await self._one(requests[i], stage)
-            except AutointerpError as error:
-                # The others are paid for already, or will be refused in their turn.
+            except Exception as error:
+                # The others are paid for already, or will be refused in their turn. Nobody would wait for them.
                 problems.append(error)
 
         async def group(members: list[int]) -> None:
@@ -83,9 +85,15 @@ class ServerSender:
 
     async def _one(self, request: Request, stage: str) -> Reply:
         key = key_of(self.server.model, self.server.identity, request)
-        kept, flying = known(self.account, key, request), self._flying.get(key)
-        if kept is None and flying is not None:
-            kept = await asyncio.shield(flying)
+        kept = known(self.account, key, request)
+        while kept is None and (flying := self._flying.get(key)) is not None:
+            try:
+                kept = await asyncio.shield(flying)
+            except asyncio.CancelledError:
+                me = asyncio.current_task()
+                if not flying.cancelled() or (me is not None and me.cancelling()):
+                    raise
+                # It was the other one who was cancelled.
         if kept is not None:
             self.account.saved(self.server, stage, kept.usage)
             return kept
@@ -132,17 +140,22 @@ class ServerSender:
         entered = await self.limit.enter()
         pressed, began = False, time.perf_counter()
         try:
-            if self._gone is not None:
-                raise self._gone
+            self._check()
             held = await self.account.reserve(self.server, request)
-            began = time.perf_counter()
+            try:
+                self._check()
+            except AutointerpError:
+                self.account.release(held.amount)
+                raise
+            # Waiting for the budget is no slowness of the server.
+            entered, began = self.limit.now(), time.perf_counter()
             try:
                 attempt = await self.server.attempt(request)
             except BaseException:
                 # Cut off by Ctrl-C or an error elsewhere: the server may finish it, and charge for it.
                 lost = Attempt(Failure("error", "interrupted"), charged=None)
                 seconds = time.perf_counter() - began
-                self.account.settle(self.server, stage, held, lost, retry=retry, seconds=seconds, key=None)
+                self._settle(stage, held, lost, retry, seconds, None)
                 raise
             pressed = attempt.pressed
             if (attempt.after or 0.0) > LONGEST_WAIT:
@@ -150,7 +163,7 @@ class ServerSender:
             # What another try may mend is not kept.
             final = key if last or not attempt.retry else None
             seconds = time.perf_counter() - began
-            self.account.settle(self.server, stage, held, attempt, retry=retry, seconds=seconds, key=final)
+            self._settle(stage, held, attempt, retry, seconds, final)
             self._watch(attempt)
             if unreachable(attempt.reply) and attempt.after is None and not last:
                 # Keeps its place while it waits, or all that is left would be sent to a server that is not there.
@@ -159,6 +172,20 @@ class ServerSender:
             return attempt
         finally:
             self.limit.leave(entered, pressed=pressed)
+
+    def _check(self) -> None:
+        if self._over is not None:
+            raise self._over
+
+    def _settle(
+        self, stage: str, held: Reservation, attempt: Attempt, retry: bool, seconds: float, key: str | None
+    ) -> None:
+        try:
+            self.account.settle(self.server, stage, held, attempt, retry=retry, seconds=seconds, key=key)
+        except DiskFull as full:
+            # What cannot be kept must not be paid for.
+            self._over = full
+            raise
 
     def _watch(self, attempt: Attempt) -> None:
         """Stop everything when no request can succeed: the server says so, or was not there for as long as one is
@@ -171,8 +198,8 @@ class ServerSender:
         patience = sum(_longest(n) for n in range(1, self.retries + 1)) / 2
         if attempt.stop or (self._lost_at is not None and now - self._lost_at > patience):
             said = reply.message if isinstance(reply, Failure) else "the server is gone"
-            self._gone = ServerGone(f"{said}. What was finished is kept: mend it, and run the same command again")
-            raise self._gone
+            self._over = ServerGone(f"{said}. What was finished is kept: mend it, and run the same command again")
+            raise self._over
 
 
 def unreachable(reply: Reply) -> bool:

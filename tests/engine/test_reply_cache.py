@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import random
@@ -13,14 +14,17 @@ import time
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_args
 
 import pytest
 
 from autointerp.engine import replies
 from autointerp.engine.account import Account
+from autointerp.engine.budget import worst_case
 from autointerp.engine.replies import COUNTED, LOST, Cost, ReplyCache, decoded, encoded, key_of, merge, open_cache
 from autointerp.errors import Damaged, DiskFull, UserError
+from autointerp.types import Attempt
 from prompts.requests import (
     Chat,
     ChatReply,
@@ -81,7 +85,9 @@ def test_every_reply_comes_back_as_it_was(reply: Reply, tmp_path: Path) -> None:
         assert found is None, "it may pass: the next run asks anew"
         found = decoded(encoded(reply))
     assert found == reply and hash(found) == hash(reply)
-    assert [type(getattr(found, f.name)) for f in fields(reply)] == [type(getattr(reply, f.name)) for f in fields(reply)]
+    assert [type(getattr(found, f.name)) for f in fields(reply)] == [
+        type(getattr(reply, f.name)) for f in fields(reply)
+    ]
 
 
 def test_what_is_no_number_comes_back(cache: ReplyCache) -> None:
@@ -154,7 +160,7 @@ def test_keys_hold_nothing_else() -> None:
     same = Chat((Message("user", "hello"),), schema={"required": ["a"], "type": "object"})
     assert key_of("m", "s", one) == key_of("m", "s", same)
     # Neither process nor version of Python shapes them: a cache outlives both.
-    assert key_of("m", "s", Embed("x")) == "4fd7da9c1be95c5c"
+    assert key_of("m", "s", Embed("x")) == "85d9eb0d65602c94"
 
 
 def test_parts_of_a_key_cannot_be_mistaken_for_each_other() -> None:
@@ -363,7 +369,9 @@ def test_a_damaged_file_is_named_with_a_remedy(tmp_path: Path, how: Callable[[by
     assert str(path) in said and "remove it" in said and "\n" not in said
 
 
-@pytest.mark.parametrize("text", ["no JSON", '["NoReply", {}]', '["ChatReply", {}]', "[1]", '{"a": 1}', '["ChatReply", 1]'])
+@pytest.mark.parametrize(
+    "text", ["no JSON", '["NoReply", {}]', '["ChatReply", {}]', "[1]", '{"a": 1}', '["ChatReply", 1]']
+)
 def test_a_reply_that_cannot_be_read_is_damage(cache: ReplyCache, text: str) -> None:
     record(cache, "key", ChatReply("x"))
     cache._db.execute("UPDATE replies SET reply = ?", (text,))
@@ -415,7 +423,7 @@ def test_a_full_disk_says_so_and_keeps_what_was_finished(tmp_path: Path) -> None
     cache = ReplyCache(path)
     cache._db.execute("PRAGMA max_page_count = 40")
     kept = 0
-    with pytest.raises(DiskFull, match="free some space and run the same command again"):
+    with pytest.raises(DiskFull, match="free some space and run the same command again"):  # noqa: PT012
         for i in range(10_000):
             record(cache, f"key {i}", ChatReply("x" * 500))
             kept += 1
@@ -467,7 +475,9 @@ def test_the_next_command_goes_on_with_what_is_left(tmp_path: Path) -> None:
         account.close()
     account = Account(open_cache(tmp_path))
     account.cache.record("explain", "own", Cost(Usage(10, 5), None))
-    with pytest.raises(UserError, match="what own has cost in stage explain is unknown in USD: give --budget in tokens"):
+    with pytest.raises(
+        UserError, match="what own has cost in stage explain is unknown in USD: give --budget in tokens"
+    ):
         account.begin("1usd")
     account.close()
 
@@ -482,3 +492,59 @@ def test_the_file_is_plain(tmp_path: Path) -> None:
     assert (key, stage, model) == ("key 000", "stage", "model") and abs(at - time.time()) < 3600
     assert json.loads(reply)[0] == "ChatReply"
     assert replies.KINDS.keys() == {type(kind).__name__ for kind in KINDS}
+
+
+def killed(folder: Path, copy: Path) -> Path:
+    """What a kill at this moment leaves on disk."""
+    shutil.copytree(folder, copy)
+    return copy
+
+
+def test_a_kill_with_everything_in_flight_is_booked_at_worst(tmp_path: Path) -> None:
+    """Not one answer has come back yet, and still the next command knows what may have been charged."""
+    account = Account(open_cache(tmp_path / "run"), own_prices={"m": (1.0, 1.0)})
+    server = SimpleNamespace(model="m", price_url="http://127.0.0.1/v1", room=0)
+    for limit, column, scale in (("100ktok", "unsure_tokens", 1), ("1usd", "price", 1e-6)):
+        account.begin(limit)
+        assert account.budget is not None
+        before, requests = account.budget.spent, [Embed("x" * i) for i in range(3)]
+        held = [asyncio.run(account.reserve(server, request)) for request in requests]  # type: ignore[arg-type]
+        after = Account(open_cache(killed(tmp_path / "run", tmp_path / limit)))
+        after.begin(limit)
+        assert after.budget is not None
+        worst = scale * sum(worst_case(request).prompt_tokens for request in requests)
+        assert after.budget.spent == pytest.approx(before + worst)
+        (row,) = after.cache.spent()
+        assert (row["stage"], row[column]) == (LOST, pytest.approx(worst))
+        after.close()
+        for one in held:
+            account.settle(
+                server, "s", one, Attempt(ChatReply("")), retry=False, seconds=0, key=None  # type: ignore[arg-type]
+            )  # fmt: skip
+        account.cache.forget_replies()
+        account.cache._db.execute("DELETE FROM spent")
+    assert account.cache._db.execute("SELECT DISTINCT amount FROM held").fetchall() == [(0.0,)]
+    account.close()
+
+
+def test_a_disk_that_is_full_before_sending_gives_the_reservation_back(tmp_path: Path) -> None:
+    account = Account(open_cache(tmp_path))
+    account.begin("100ktok")
+    assert account.budget is not None
+    account.cache._db.execute("PRAGMA query_only = 1")
+    with pytest.raises(UserError, match="cannot write"):
+        asyncio.run(account.reserve(SimpleNamespace(model="m", price_url="", room=0), Embed("x")))  # type: ignore[arg-type]
+    assert account.budget.held == 0
+    account.close()
+
+
+def test_tokens_that_were_lost_have_no_price(tmp_path: Path) -> None:
+    cache = open_cache(tmp_path)
+    cache.hold("tok", 5000.0)
+    cache.close()
+    account = Account(open_cache(tmp_path))
+    with pytest.raises(UserError, match="what a killed run has cost is unknown in USD: give --budget in tokens"):
+        account.begin("1usd")
+    account.begin("10ktok")
+    assert account.budget is not None and account.budget.spent == 5000
+    account.close()

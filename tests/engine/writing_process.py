@@ -10,5 +10,7 @@ from prompts.requests import ChatReply, Usage
 
 cache = open_cache(Path(sys.argv[1]))
 for i in range(10**9):
-    cache.record("stage", "model", Cost(Usage(3, 2), 0.25), ("usd", 1.0), f"key {i}", ChatReply(f"reply {i} " + "x" * i))
+    cache.record(
+        "stage", "model", Cost(Usage(3, 2), 0.25), ("usd", 1.0), f"key {i}", ChatReply(f"reply {i} " + "x" * i)
+    )
     print(i, flush=True)
