@@ -115,9 +115,7 @@ def _pilot(session: Session, folder: Path) -> tuple[Session, StageCost]:
     scale = settings.data.tokens / n
     seconds = (time.perf_counter() - began) * scale
     size = sum(path.stat().st_size for path in pilot.store_folder.rglob("*") if path.is_file())
-    cost = StageCost(
-        "collect", HERE, store.n_latents, 0, settings.data.tokens, seconds=seconds, disk=int(size * scale)
-    )
+    cost = StageCost("collect", HERE, store.n_latents, 0, settings.data.tokens, seconds=seconds, disk=int(size * scale))
     pilot.run.account.close()
     return pilot, cost
 

@@ -242,7 +242,11 @@ def test_oracle_with_another_pattern() -> None:
 
 @pytest.mark.parametrize(
     ("model", "said"),
-    [("keywrd", "did you mean keyword"), ("", "constant, keyword, lengths, oracle, script"), ("oracle", "from Python only")],
+    [
+        ("keywrd", "did you mean keyword"),
+        ("", "constant, keyword, lengths, oracle, script"),
+        ("oracle", "from Python only"),
+    ],
 )
 def test_unknown_models(model: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
