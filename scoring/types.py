@@ -10,9 +10,12 @@ RANDOM = "random"
 HARD = "hard:"
 """Kinds of windows: activating, drawn at random, or `hard:<source>`."""
 
-EXPLANATION_CONTROLS = ("shuffled_explanation", "random_explanation")
+EXPLANATION_CONTROLS = ("shuffled_explanation", "generic_explanation", "random_explanation")
 """Controls that grade the same latent with another explanation. The others (random_sae, random_model,
 neurons_topk) replace what is explained, and have explanations of their own."""
+
+MIXED = "mixed"
+"""Stands for all kinds of non-activating windows together, where there are several."""
 
 Status = Literal["ok", "failed", "too_few_windows", "no_explanation", "not_converged"]
 
@@ -97,6 +100,9 @@ class Metric:
     ci_high: float | None
     ci_method: str
     status: Status = "ok"
+    negatives: str | None = None
+    """Kind of the non-activating windows that went into it (`random`, `hard:<source>`), `mixed` for all kinds together,
+    None where there are none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,10 +18,14 @@ def print_summary(scores: pd.DataFrame) -> None:
     )
     for name in ("method", "metric", "latents", "median", "shuffled", "mean difference"):
         table.add_column(name, justify="left" if name in {"method", "metric"} else "right")
-    for row in summarise(scores).to_dict("records"):
+    rows = summarise(scores)
+    several = rows.groupby("method")["negatives"].nunique() > 1
+    for row in rows.to_dict("records"):
+        notes = [row["control"]] if row["control"] != "none" else []
+        notes += [row["negatives"]] if several[row["method"]] else []
         latents = f"{row['n']}" + (f" ({row['n_null']} null)" if row["n_null"] else "")
         table.add_row(
-            row["method"] + ("" if row["control"] == "none" else f" ({row['control']})"), row["metric"], latents,
+            row["method"] + (f" ({', '.join(notes)})" if notes else ""), row["metric"], latents,
             interval(row["median"], row["ci_low"], row["ci_high"]), number(row["control_median"]),
             interval(row["difference"], row["difference_low"], row["difference_high"], sign=True),
         )  # fmt: skip

@@ -35,6 +35,9 @@ PER_MESSAGE, PER_CHAT = 4, 3
 
 HERE = "this process"
 
+Asks = list[tuple[float, list[Request]]]
+"""What units ask, each with the number of latents that it stands for."""
+
 
 @dataclass(frozen=True)
 class StageCost:
@@ -124,7 +127,8 @@ def _explaining(seen: Session, session: Session, latents: Sequence[int], n_laten
     settings = session.settings.explain
     explainer = member(EXPLAINERS, settings.explainer)
     config = configured(explainer, settings.options, "explain.options")
-    asked = [asked_by(explainer.explain(seen.sampler.record(latent), config)) for latent in latents]
+    share = n_latents / max(1, len(latents))
+    asked = [(share, asked_by(explainer.explain(seen.sampler.record(latent), config))) for latent in latents]
     return _stage("explain", seen, session, settings, asked, n_latents)
 
 
@@ -133,20 +137,21 @@ def _scoring(seen: Session, session: Session, latents: Sequence[int], n_latents:
     for name in dict.fromkeys(settings.methods):
         scorer = member(SCORERS, name)
         config = configured(scorer, settings.options.get(name, {}), f"score.options.{name}")
-        asked = []
-        for latent in latents:
-            record = seen.sampler.record(latent)
-            # An explanation and its control are graded in one unit.
-            subjects = [Subject(latent, PHRASE), Subject(latent, PHRASE[::-1], control="shuffled_explanation")]
-            asked.append(asked_by(scorer.score(subjects, getattr(record, scorer.WINDOWS), config)))
+        controlled = min(n_latents, settings.control_latents)
+        asked: Asks = []
+        for n, n_controls in ((controlled, len(settings.controls)), (n_latents - controlled, 0)):
+            for latent in latents if n else []:
+                # An explanation and its controls are graded in one unit.
+                subjects = [Subject(latent, PHRASE), *(Subject(latent, f"{PHRASE} {i}") for i in range(n_controls))]
+                windows = getattr(seen.sampler.record(latent), scorer.WINDOWS)
+                asked.append((n / len(latents), asked_by(scorer.score(subjects, windows, config))))
         found.append(_stage(f"score-{name}", seen, session, settings, asked, n_latents))
     return found
 
 
 def _stage(
-    name: str, seen: Session, session: Session, settings: AskingSettings, asked: Sequence[Sequence[Request]],
-    n_latents: int,
-) -> StageCost:  # fmt: skip
+    name: str, seen: Session, session: Session, settings: AskingSettings, asked: Asks, n_latents: int
+) -> StageCost:
     """Scale what a sample of latents asks to all of them."""
     encode = seen.subject.tokenizer
     paid = _who(session, settings)
@@ -154,24 +159,25 @@ def _stage(
     def count(text: str) -> int:
         return len(encode(text, add_special_tokens=False, verbose=False)["input_ids"])
 
-    scale = n_latents / max(1, len(asked))
-    requests = [request for unit in asked for request in unit]
-    remote = [request for request in requests if paid(request) is not None]
-    where = next((paid(request) for request in remote), None)
-    usages = [counted(request, count) for request in (remote or requests)]
-    prompt = round(scale * sum(prompt for prompt, _ in usages))
-    completion = tuple(round(scale * sum(said[i] for _, said in usages)) for i in range(3))
+    requests = [(weight, request) for weight, unit in asked for request in unit]
+    remote = [(weight, request) for weight, request in requests if paid(request) is not None]
+    where = next((paid(request) for _, request in remote), None)
+    usages = [(weight, *counted(request, count)) for weight, request in (remote or requests)]
+    prompt = round(sum(weight * prompt for weight, prompt, _ in usages))
+    completion = tuple(round(sum(weight * said[i] for weight, _, said in usages)) for i in range(3))
     price: tuple[float, float, float] | None = None
     if where is None:
         price = (0.0, 0.0, 0.0)
     elif found := rates(where[0], where[1], session.settings.prices):
         price = _prices(found, prompt, completion, 0.5 if session.settings.batch else 1.0)
-    chats = any(isinstance(request, Chat | Choice) for request in requests)
+    chats = any(isinstance(request, Chat | Choice) for _, request in requests)
     asks = f"{settings.llm or settings.client} in {HERE}" if chats else HERE
     if where is not None:
         asks = f"{where[0]} at {where[1]}"
     low, likely, high = completion
-    return StageCost(name, asks, n_latents, round(scale * len(usages)), prompt, (low, likely, high), price)
+    return StageCost(
+        name, asks, n_latents, round(sum(weight for weight, *_ in usages)), prompt, (low, likely, high), price
+    )
 
 
 def _prices(found: Rates, prompt: int, completion: Sequence[int], discount: float) -> tuple[float, float, float]:

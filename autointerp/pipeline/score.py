@@ -8,6 +8,7 @@ from functools import partial
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from autointerp.engine.drive import Finished
@@ -18,12 +19,16 @@ from autointerp.pipeline.rows import failure_rows
 from autointerp.pipeline.session import Session
 from autointerp.pipeline.work import Unit, first_requests, work_through
 from autointerp.registries import SCORERS, configured, member
-from autointerp.sampling.sampler import derangement, kind_of
+from autointerp.sampling.sampler import derangement
+from autointerp.seeds import generator
 from autointerp.types import Rows
 from prompts import render
+from prompts.requests import fingerprint
 from scoring.types import Outcome, Subject
 
-CONTROL = "shuffled_explanation"
+SHUFFLED, GENERIC = "shuffled_explanation", "generic_explanation"
+GENERIC_TEXT = "common words and phrases of ordinary text"
+"""An explanation that fits any text; what it scores, a method gives away."""
 
 
 Prepared = tuple[list[tuple[ModuleType, Any]], pd.DataFrame]
@@ -40,8 +45,8 @@ class Plan:
     ledger: Ledger
     keys: dict[int, str]
     """Work keys by latent."""
-    partner: dict[int, int]
-    """Whose explanation is a latent's control."""
+    controls: dict[int, list[tuple[str, str, str]]]
+    """By latent, what is graded beside its own explanation: text, id and name of the control."""
     by_latent: dict[int, dict[str, Any]]
     """Explanations."""
     common: dict[str, Any]
@@ -122,10 +127,10 @@ def plan(scorer: ModuleType, config: Any, session: Session, explanations: pd.Dat
     prompt_sha = render.joint_sha(scorer.TEMPLATES)
     by_latent = {int(row["latent"]): {str(k): v for k, v in row.items()} for row in explanations.to_dict("records")}
     told = [latent for latent, row in by_latent.items() if isinstance(row["text"], str)]
-    partner = derangement(told, session.settings.seed)
+    controls = _controls(session, told, by_latent)
     keys = {}
     for latent, row in by_latent.items():
-        other = by_latent[partner[latent]]["text"] if latent in partner else None
+        other = controls.get(latent)
         keys[latent] = work_key(
             stage_name, latent=latent, text=row["text"], control=other, version=scorer.VERSION, config=asdict(config),
             model=model, weights=asked.weights, prompt=prompt_sha, sampling=session.sampling_sha,
@@ -137,7 +142,25 @@ def plan(scorer: ModuleType, config: Any, session: Session, explanations: pd.Dat
         "method": scorer.NAME, "method_version": scorer.VERSION, "scorer_model": model,
         "prompt_sha": prompt_sha or None, "seed": session.settings.seed, "draw": 0,
     }  # fmt: skip
-    return Plan(scorer, config, asked, ledger, keys, partner, by_latent, common, told)
+    return Plan(scorer, config, asked, ledger, keys, controls, by_latent, common, told)
+
+
+def _controls(
+    session: Session, told: list[int], by_latent: dict[int, dict[str, Any]]
+) -> dict[int, list[tuple[str, str, str]]]:
+    """Of a seeded sample of the latents that have an explanation."""
+    settings, seed = session.settings.score, session.settings.seed
+    order = generator(seed, "controls").permutation(np.array(sorted(told), dtype=np.int64))
+    partner = derangement(told, seed) if SHUFFLED in settings.controls else {}
+    found: dict[int, list[tuple[str, str, str]]] = {}
+    for latent in order[: settings.control_latents].tolist():
+        found[latent] = []
+        if latent in partner:
+            other = by_latent[partner[latent]]
+            found[latent].append((other["text"], other["explanation_id"], SHUFFLED))
+        if GENERIC in settings.controls:
+            found[latent].append((GENERIC_TEXT, fingerprint(GENERIC_TEXT), GENERIC))
+    return found
 
 
 def units(plan: Plan, session: Session, latents: list[int]) -> Iterator[Unit]:
@@ -146,18 +169,13 @@ def units(plan: Plan, session: Session, latents: list[int]) -> Iterator[Unit]:
     session.sampler.prepare(latents)
     for latent in latents:
         record, row = session.sampler.record(latent), plan.by_latent[latent]
-        subjects = [_subject(latent, row, session.control)]
-        if latent in plan.partner:
-            subjects.append(_subject(latent, plan.by_latent[plan.partner[latent]], CONTROL))
+        subjects = [Subject(latent, row["text"], row["explanation_id"], session.control)]
+        subjects += [Subject(latent, *control) for control in plan.controls.get(latent, [])]
         yield (
             plan.keys[latent],
             partial(scorer.score, subjects, getattr(record, scorer.WINDOWS), plan.config),
             partial(_rows, session, scorer, plan.common, row, subjects),
         )
-
-
-def _subject(latent: int, row: dict[str, Any], control: str) -> Subject:
-    return Subject(latent, row["text"], row["explanation_id"], control)
 
 
 def _unexplained(common: dict[str, Any], row: dict[str, Any], metric: str) -> dict[str, Any]:
@@ -176,15 +194,12 @@ def _rows(
     latent = int(row["latent"])
     scores, judgements = [], []
     outcomes: list[Outcome] = finished.result
-    # A scorer grades on all of a latent's windows at once, whatever their sources.
-    sources = [kind_of(name) for name in session.settings.sampling.score_negatives]
-    negatives = None if scorer.WINDOWS != "score" else sources[0] if len(sources) == 1 else "mixed"
     for subject, outcome in zip(subjects, outcomes, strict=True):
         who = {"latent": latent, "explanation_id": subject.explanation_id, "control": subject.control}
         scores += [
             {
                 **common, **who, "explainer": row["explainer"], "explainer_model": row["explainer_model"],
-                "negatives": negatives, **asdict(metric),
+                **asdict(metric),
             }
             for metric in outcome.metrics
         ]  # fmt: skip

@@ -15,13 +15,14 @@ HEADLINE = {"auroc", "balanced_accuracy", "logprob_gain", "pearson"}
 """Metrics that grade an explanation; others (a reached KL, a strength) describe how the grading went."""
 
 COLUMNS = [
-    "control", "method", "metric", "n", "n_null", "median", "ci_low", "ci_high", "control_median", "difference",
-    "difference_low", "difference_high",
+    "control", "method", "metric", "negatives", "n", "n_null", "median", "ci_low", "ci_high", "control_median",
+    "difference", "difference_low", "difference_high",
 ]  # fmt: skip
 
 
 def summarise(scores: pd.DataFrame) -> pd.DataFrame:
-    """One row per method and metric, and for random SAEs, random models and neurons (`control`) one of their own.
+    """One row per method, metric and kind of non-activating windows (`negatives`, empty where there are none), and for
+    random SAEs, random models and neurons (`control`) one of their own.
 
     `median` and its interval are of the real explanations, over latents (percentile bootstrap).
     `difference` is the mean over latents of real minus shuffled, on the same windows, with its bootstrap
@@ -33,9 +34,12 @@ def summarise(scores: pd.DataFrame) -> pd.DataFrame:
     # What a dictionary is, the real thing or a control, is said by the rows of its own explanations.
     dictionary = [name for name in ("run_id", "sae_id") if name in graded]
     placed = graded.loc[own].groupby(dictionary)["control"].first().rename("place")
-    graded = graded.assign(own=own).join(placed, on=dictionary)
+    kinds = graded["negatives"].fillna("") if "negatives" in graded else ""
+    graded = graded.assign(own=own, negatives=kinds).join(placed, on=dictionary)
     latent = [*dictionary, "latent"]
-    for (place, method, metric), group in graded.groupby(["place", "method", "metric"], sort=True):
+    for (place, method, metric, negatives), group in graded.groupby(
+        ["place", "method", "metric", "negatives"], sort=True
+    ):
         asked = group[group["own"]]
         against = group[group["control"] == CONTROL]
         wide = pd.DataFrame(
@@ -44,10 +48,11 @@ def summarise(scores: pd.DataFrame) -> pd.DataFrame:
         real = wide["real"].dropna().to_numpy()
         paired = wide.dropna()
         gaps = (paired["real"] - paired["control"]).to_numpy()
-        low, high = bootstrap(real, np.median, f"{method}/{metric}/median")
-        gap_low, gap_high = bootstrap(gaps, np.mean, f"{method}/{metric}/gap")
+        purpose = "/".join(str(part) for part in (method, metric, negatives) if part)
+        low, high = bootstrap(real, np.median, f"{purpose}/median")
+        gap_low, gap_high = bootstrap(gaps, np.mean, f"{purpose}/gap")
         rows.append({
-            "control": place, "method": method, "metric": metric, "n": len(real),
+            "control": place, "method": method, "metric": metric, "negatives": negatives, "n": len(real),
             "n_null": int(asked["value"].isna().sum()),
             "median": _or_nan(np.median, real), "ci_low": low, "ci_high": high,
             "control_median": _or_nan(np.median, paired["control"].to_numpy()),

@@ -89,7 +89,11 @@ def test_scores_of_other_explanations_are_left_out(world: Any, explained: Path, 
     assert autointerp.load_explanations(explained)["latent"].tolist() == [2, 5]
     assert autointerp.load_scores(explained).empty
     assert cli(*scoring).code == 0
-    assert sorted(autointerp.load_scores(explained)["control"].unique()) == ["none", "shuffled_explanation"]
+    assert sorted(autointerp.load_scores(explained)["control"].unique()) == [
+        "generic_explanation",
+        "none",
+        "shuffled_explanation",
+    ]
     assert cli("explain", "--sae", world.sae, "--client", "fake", "--out", explained, *SMALL).code == 0
     again = cli(*scoring)
     assert "8/8" not in again.err
