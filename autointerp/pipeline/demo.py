@@ -67,6 +67,8 @@ def settings_for(size: Size, sae: Path, out: Path, seed: int) -> RunSettings:
         "sampling.explain_activating": size.explain_activating, "sampling.explain_random": size.explain_random,
         "sampling.score_activating": size.score_windows, "sampling.score_random": size.score_windows,
         "sampling.prompts": size.prompts, "sampling.prompt_tokens": size.prompt_tokens, "explain.explainer": "tokens",
+        # One control is enough for a first look, and the demo is to take ten minutes.
+        "score.controls": ["shuffled_explanation"],
         "score.options": {
             "surprisal": {"windows": size.surprisal_windows},
             "embedding": {"windows": size.score_windows},
