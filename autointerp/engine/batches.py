@@ -26,6 +26,8 @@ from prompts.requests import Chat, Choice, Embed, Failure, Reply, Request, Usage
 
 POLL = 20.0
 """Seconds between looks at a batch."""
+LOOKS, FINAL = 30, frozenset({400, 401, 403, 404})
+"""Looks at a batch that may fail in a row, and the HTTP statuses after which another look is of no use."""
 MOST = 20_000
 """Requests in one batch; OpenAI takes 50,000, and 200 MB."""
 UNITS = 5_000
@@ -169,11 +171,23 @@ class BatchSender:
         self.say(f"batch {batch}: {len(bodies):,} requests submitted")
         return state
 
+    async def _look(self, api: Any, batch: str) -> Any:
+        """The state of a batch. Over a day a few looks may fail."""
+        for _ in range(LOOKS):
+            try:
+                return await api.look(batch)
+            except Exception as error:
+                if getattr(error, "status_code", 503) in FINAL:
+                    raise
+                self.say(f"batch {batch}: not reached ({type(error).__name__}), looking again")
+            await asyncio.sleep(self.poll)
+        return await api.look(batch)
+
     async def _collect(self, state: Path) -> None:
         """Wait for a batch, and book and keep each of its answers."""
         about = json.loads(state.read_text())
         api, shown = self.server.batches(), ""
-        while not (now := await api.look(about["batch"])).ended:
+        while not (now := await self._look(api, about["batch"])).ended:
             told = f"batch {about['batch']}: {now.status}, {now.done:,} of {now.total:,} answered"
             if told != shown:
                 self.say(told)

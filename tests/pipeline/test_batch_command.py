@@ -18,7 +18,7 @@ from autointerp.clients.fake_server import FakeServer
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("autointerp.engine.batches.POLL", 0.05)
+    monkeypatch.setattr("autointerp.engine.batches.POLL", 0.02)
 
 
 def posts(server: FakeServer, path: str) -> int:
