@@ -8,7 +8,7 @@ mean. Scores are comparable at equal KL only, so the target is part of the metho
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from prompts import render
@@ -24,8 +24,9 @@ TEMPLATES = ("intervention.v1",)
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    target_kl: float = 1.0
-    """Mean KL(intervened || clean) of the next token, in nats, that the strength is tuned to."""
+    target_kl: float | Sequence[float] = 1.0
+    """Mean KL(intervened || clean) of the next token, in nats, that the strength is tuned to; several give a score
+    each, named like logprob_gain@0.33."""
     new_tokens: int = 8
     """Tokens generated after each prompt, at temperature 1."""
     seed: int = 0
@@ -35,36 +36,51 @@ class Config:
 def score(
     subjects: Sequence[Subject], windows: Sequence[Window], config: Config
 ) -> Generator[list[Steer] | list[Likelihood], Sequence[Reply], list[Outcome]]:
+    targets = config.target_kl if isinstance(config.target_kl, Sequence) else [config.target_kl]
+    names = ["" if len(targets) == 1 else f"@{target:g}" for target in targets]
     if not windows:
-        return [Outcome((), (mean_metric(METRIC, [], 0),)) for _ in subjects]
-    request = Steer(
-        latent=subjects[0].latent,
-        prompts=tuple(window.tokens for window in windows),
-        target_kl=config.target_kl,
-        max_new_tokens=config.new_tokens,
-        seed=config.seed,
-    )
-    (steered,) = yield [request]
-    if not isinstance(steered, SteerReply):
-        return [_failed(windows, steered) for _ in subjects]
+        return [Outcome((), tuple(mean_metric(METRIC + name, [], 0) for name in names)) for _ in subjects]
+    prompts = tuple(window.tokens for window in windows)
+    latent, new, seed = subjects[0].latent, config.new_tokens, config.seed
+    # One list, so that all targets are searched in the same passes.
+    steered = yield [Steer(latent, prompts, float(target), new, seed) for target in targets]
     passages = [
         render.text(TEMPLATES[0], passage=prompt + continuation)
-        for continuations in (steered.clean, steered.steered)
-        for prompt, continuation in zip(steered.prompt_texts, continuations, strict=True)
+        for reply in steered
+        if isinstance(reply, SteerReply)
+        for continuations in (reply.clean, reply.steered)
+        for prompt, continuation in zip(reply.prompt_texts, continuations, strict=True)
     ]
+    # Clean continuations come once for all targets; each passage is read once.
+    passages = list(dict.fromkeys(passages))
     # The closing quote is read off too: a short explanation is then not merely the start of a longer one.
-    replies = yield [Likelihood(passage, f'{s.explanation}"') for passage in passages for s in subjects]
-    n, m = len(windows), len(subjects)
-    return [
-        _outcome(windows, steered, replies[i : n * m : m], replies[n * m + i :: m]) for i in range(m)
-    ]  # fmt: skip
+    asked = [Likelihood(passage, f'{s.explanation}"') for passage in passages for s in subjects]
+    replies = (yield asked) if asked else []
+    outcomes = []
+    for i in range(len(subjects)):
+        read = dict(zip(passages, replies[i :: len(subjects)], strict=True))
+        parts = [_outcome(windows, reply, read, name) for reply, name in zip(steered, names, strict=True)]
+        outcomes.append(_joined(parts))
+    return outcomes
 
 
-def _outcome(
-    windows: Sequence[Window], steered: SteerReply, clean_replies: Sequence[Reply], steered_replies: Sequence[Reply]
-) -> Outcome:
+def _joined(parts: Sequence[Outcome]) -> Outcome:
+    """Of several targets."""
+    return Outcome(
+        tuple(judged for part in parts for judged in part.judgements),
+        tuple(metric for part in parts for metric in part.metrics),
+    )
+
+
+def _outcome(windows: Sequence[Window], steered: Reply, read: Mapping[str, Reply], name: str) -> Outcome:
+    if not isinstance(steered, SteerReply):
+        return _failed(windows, steered, name)
+    before_and_after = [
+        [read[render.text(TEMPLATES[0], passage=a + b)] for a, b in zip(steered.prompt_texts, said, strict=True)]
+        for said in (steered.clean, steered.steered)
+    ]
     judgements, gains = [], []
-    rows = zip(windows, clean_replies, steered_replies, steered.clean, steered.steered, strict=True)
+    rows = zip(windows, *before_and_after, steered.clean, steered.steered, strict=True)
     for window, before, after, clean_text, steered_text in rows:
         gain = None
         if isinstance(before, LikelihoodReply) and isinstance(after, LikelihoodReply):
@@ -77,16 +93,16 @@ def _outcome(
                 steered_text=steered_text,
             )
         )  # fmt: skip
-    metric = mean_metric(METRIC, gains, n_failed=len(windows) - len(gains))
+    metric = mean_metric(METRIC + name, gains, n_failed=len(windows) - len(gains))
     if metric.status == "ok" and not steered.converged:
         # Off the target the number cannot be compared with others, so it is withheld; the reached KL is kept.
         metric = replace(metric, value=None, ci_low=None, ci_high=None, ci_method="", status="not_converged")
-    reached = Metric("reached_kl", steered.reached_kl, len(windows), 0, None, None, "", "ok")
-    strength = Metric("strength", steered.strength, len(windows), 0, None, None, "", "ok")
+    reached = Metric("reached_kl" + name, steered.reached_kl, len(windows), 0, None, None, "", "ok")
+    strength = Metric("strength" + name, steered.strength, len(windows), 0, None, None, "", "ok")
     return Outcome(tuple(judgements), (metric, reached, strength))
 
 
-def _failed(windows: Sequence[Window], reply: Reply) -> Outcome:
+def _failed(windows: Sequence[Window], reply: Reply, name: str) -> Outcome:
     status = reply.kind if isinstance(reply, Failure) else "failed"
     judgements = tuple(judgement(window, reply, labelled=False, status=status) for window in windows)
-    return Outcome(judgements, (Metric(METRIC, None, 0, len(windows), None, None, "", "failed"),))
+    return Outcome(judgements, (Metric(METRIC + name, None, 0, len(windows), None, None, "", "failed"),))

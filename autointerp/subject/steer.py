@@ -2,14 +2,15 @@
 
 Prompts are prefilled up to their last token, once; the edit acts from there on, so the search for the
 strength costs one token per prompt and try, and clean and steered continuations run in one batch on the
-same random numbers.
+same random numbers. Several requests (latents, targets) share every pass: each row of a batch carries
+its own latent and strength, and a request whose strength is found leaves the search.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,6 +25,8 @@ from prompts.requests import Failure, Reply, Request, Steer, SteerReply, Usage
 from sae.base import SparseAutoencoder
 
 MAX_TRIES = 24
+MAX_ROWS = 256
+"""Prompts steered in one batch, over all its requests; their logits (vocabulary x this) are the peak of memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,43 +49,90 @@ class SteerClient:
         self.identity = f"steer {subject.fingerprint} {subject.model.dtype}"
 
     async def answer(self, requests: Sequence[Request]) -> list[Reply]:
-        return [self.steer(request) for request in requests if isinstance(request, Steer)]
+        return self.steer_all([request for request in requests if isinstance(request, Steer)])
 
     async def close(self) -> None:
         return None
 
-    @torch.inference_mode()
     def steer(self, request: Steer) -> Reply:
-        if not request.prompts or min(len(prompt) for prompt in request.prompts) < 2:
-            return Failure("empty", "a prompt to steer needs at least two tokens")
-        run = _Run(self, request)
-        found = run.find_strength()
-        clean, steered = run.generate(found.strength)
-        decode = self.subject.tokenizer.decode
-        return SteerReply(
-            prompt_texts=tuple(decode(list(p), clean_up_tokenization_spaces=False) for p in request.prompts),
-            clean=clean,
-            steered=steered,
-            strength=found.strength,
-            reached_kl=found.kl,
-            converged=found.converged,
-            usage=Usage(
-                prompt_tokens=sum(map(len, request.prompts)),
-                completion_tokens=2 * len(request.prompts) * request.max_new_tokens,
-            ),
-        )
+        return self.steer_all([request])[0]
+
+    @torch.inference_mode()
+    def steer_all(self, requests: Sequence[Steer]) -> list[Reply]:
+        """One reply per request, in their order; those that can share their passes do."""
+        replies: list[Reply] = [Failure("empty", "a prompt to steer needs at least two tokens") for _ in requests]
+        for members in _batches(requests):
+            batch = _Batch(self, [requests[i] for i in members])
+            for i, reply in zip(members, batch.replies(), strict=True):
+                replies[i] = reply
+        return replies
 
 
-class _Run:
-    """One request: prompts prefilled without their last token, which every later pass begins with."""
+def _batches(requests: Sequence[Steer]) -> Iterator[list[int]]:
+    """Indices of requests that run together: as many new tokens at one temperature, within `MAX_ROWS`."""
+    alike: dict[tuple[int, float], list[int]] = {}
+    for i, request in enumerate(requests):
+        if request.prompts and min(map(len, request.prompts)) >= 2:
+            alike.setdefault((request.max_new_tokens, request.temperature), []).append(i)
+    for members in alike.values():
+        batch: list[int] = []
+        for i in members:
+            if batch and sum(len(requests[j].prompts) for j in [*batch, i]) > MAX_ROWS:
+                yield batch
+                batch = []
+            batch.append(i)
+        yield batch
 
-    def __init__(self, client: SteerClient, request: Steer) -> None:
-        self.client, self.request = client, request
+
+@dataclass
+class _Search:
+    """The strength of one request, as far as it is known; see `next_strength`."""
+
+    request: Steer
+    strength: float
+    tries: int = 0
+    best: Found = field(default=Found(0.0, 0.0, False))
+    low: tuple[float, float] | None = None
+    high: tuple[float, float] | None = None
+
+    @property
+    def over(self) -> bool:
+        return self.best.converged or self.tries >= MAX_TRIES
+
+    def learn(self, reached: float) -> None:
+        """What KL the present strength reaches."""
+        target = self.request.target_kl
+        if math.isfinite(reached) and abs(reached - target) < abs(self.best.kl - target):
+            near = abs(reached - target) <= self.request.tolerance * target
+            self.best = Found(self.strength, reached, near)
+        # A KL that overflowed lies beyond the target, however far.
+        tried = (self.strength, reached if math.isfinite(reached) else 1e6 * target)
+        self.low, self.high = (tried, self.high) if tried[1] < target else (self.low, tried)
+        self.strength = next_strength(self.low, self.high, target, bisect=self.tries >= MAX_TRIES // 2)
+        self.tries += 1
+
+
+@dataclass
+class _Rows:
+    """Rows of a batch: which prompt each continues, and with which edit."""
+
+    prompts: list[int]
+    latents: list[int]
+    strengths: list[float]
+
+
+class _Batch:
+    """Requests whose prompts are prefilled without their last token, which every later pass begins with."""
+
+    def __init__(self, client: SteerClient, requests: Sequence[Steer]) -> None:
+        self.client, self.requests = client, requests
         subject = client.subject
-        heads = [prompt[:-1] for prompt in request.prompts]
-        tokens, self.mask = pad(heads, left=True, device=subject.device)
+        prompts = list(dict.fromkeys(prompt for request in requests for prompt in request.prompts))
+        place = {prompt: i for i, prompt in enumerate(prompts)}
+        self.places = [[place[prompt] for prompt in request.prompts] for request in requests]
+        tokens, self.mask = pad([prompt[:-1] for prompt in prompts], left=True, device=subject.device)
         self.cache, _ = prefill(subject, tokens, self.mask)
-        self.last = torch.tensor([prompt[-1] for prompt in request.prompts], device=subject.device)
+        self.last = torch.tensor([prompt[-1] for prompt in prompts], device=subject.device)
         self.lengths = self.mask.sum(dim=1)
         norms: list[Tensor] = []
 
@@ -90,14 +140,62 @@ class _Run:
             norms.append(x[:, -1].float().norm(dim=-1))
             return x
 
+        everyone = list(range(len(prompts)))
         with editing(subject.model, client.hookpoint, measure):
-            self.clean_logprobs = self._next(0.0).log_softmax(dim=-1)
-        self.scale = max(float(norms[0].mean()), 1e-6)
+            logits = self._next(_Rows(everyone, [0] * len(everyone), [0.0] * len(everyone)))
+        self.clean_logprobs, self.norms = logits.log_softmax(dim=-1), norms[0]
 
-    def _forward(self, cache: Any, tokens: Tensor, mask: Tensor, places: Tensor, strengths: Tensor) -> Tensor:
-        client = self.client
-        latents = torch.full((len(tokens),), self.request.latent, device=tokens.device)
-        with editing(client.subject.model, client.hookpoint, Splice(client.sae, latents, strengths)):
+    def replies(self) -> list[Reply]:
+        found = self.find_strengths()
+        decode = self.client.subject.tokenizer.decode
+        replies: list[Reply] = []
+        for request, strength, (clean, steered) in zip(self.requests, found, self.generate(found), strict=True):
+            n_new = 2 * len(request.prompts) * request.max_new_tokens
+            texts = tuple(decode(list(prompt), clean_up_tokenization_spaces=False) for prompt in request.prompts)
+            replies.append(
+                SteerReply(
+                    texts, clean, steered, strength.strength, strength.kl, strength.converged,
+                    Usage(prompt_tokens=sum(map(len, request.prompts)), completion_tokens=n_new),
+                )
+            )  # fmt: skip
+        return replies
+
+    def find_strengths(self) -> list[Found]:
+        """Search all strengths at once, each starting at its activations' own norm."""
+        searches = [
+            _Search(request, max(float(self.norms[places].mean()), 1e-6))
+            for request, places in zip(self.requests, self.places, strict=True)
+        ]
+        while left := [i for i, search in enumerate(searches) if not search.over]:
+            for i, reached in zip(left, self.kl({i: searches[i].strength for i in left}), strict=True):
+                searches[i].learn(reached)
+        return [search.best for search in searches]
+
+    def kl(self, strengths: dict[int, float]) -> list[float]:
+        """Mean over a request's prompts of KL(intervened || clean) of the next token, in nats, by request."""
+        rows = _Rows([], [], [])
+        for i, strength in strengths.items():
+            rows.prompts += self.places[i]
+            rows.latents += [self.requests[i].latent] * len(self.places[i])
+            rows.strengths += [strength] * len(self.places[i])
+        steered = self._next(rows).log_softmax(dim=-1)
+        each = (steered.exp() * (steered - self.clean_logprobs[rows.prompts])).sum(dim=-1)
+        sizes = [len(self.places[i]) for i in strengths]
+        return [float(part.mean()) for part in torch.split(each, sizes)]
+
+    def _next(self, rows: _Rows) -> Tensor:
+        """Logits `[rows, V]` after the last prompt token under the rows' edits."""
+        index = torch.tensor(rows.prompts, device=self.last.device)
+        mask = torch.cat([self.mask[index], self.mask.new_ones(len(index), 1)], dim=1)
+        cache = copy_rows(self.cache, index)
+        return self._forward(cache, self.last[index], mask, self.lengths[index], rows)
+
+    def _forward(self, cache: Any, tokens: Tensor, mask: Tensor, places: Tensor, rows: _Rows) -> Tensor:
+        client, device = self.client, tokens.device
+        edit = Splice(
+            client.sae, torch.tensor(rows.latents, device=device), torch.tensor(rows.strengths, device=device)
+        )
+        with editing(client.subject.model, client.hookpoint, edit):
             out = client.subject.model(
                 input_ids=tokens[:, None], attention_mask=mask, position_ids=places[:, None],
                 past_key_values=cache, use_cache=True,
@@ -105,54 +203,46 @@ class _Run:
         logits: Tensor = out.logits[:, -1].float()
         return logits
 
-    def _next(self, strength: float) -> Tensor:
-        """Logits `[P, V]` after the last prompt token under an edit of this strength."""
-        everyone = torch.arange(len(self.last), device=self.last.device)
-        mask = torch.cat([self.mask, self.mask.new_ones(len(self.last), 1)], dim=1)
-        strengths = torch.full((len(self.last),), strength, device=self.last.device)
-        return self._forward(copy_rows(self.cache, everyone), self.last, mask, self.lengths, strengths)
+    def generate(self, found: Sequence[Found]) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
+        """Clean and steered continuations by request, sampled with the same Gumbel noise per prompt and step.
 
-    def kl(self, strength: float) -> float:
-        """Mean over prompts of KL(intervened || clean) of the next token, in nats."""
-        steered = self._next(strength).log_softmax(dim=-1)
-        return float((steered.exp() * (steered - self.clean_logprobs)).sum(dim=-1).mean())
+        Requests that differ in their target only share the clean ones.
+        """
+        rows, noises = _Rows([], [], []), []
+        clean: dict[tuple[Any, ...], range] = {}
+        spans: list[tuple[range, range]] = []
+        seeds: dict[tuple[int, int, int], int] = {}
+        for request, places, strength in zip(self.requests, self.places, found, strict=True):
+            n = len(places)
+            drawn = [(request.seed, request.latent, i) for i in range(n)]
+            key = (request.seed, request.latent, request.prompts)
+            for edited in (False, True):
+                if not edited and key in clean:
+                    continue
+                begin = len(rows.prompts)
+                rows.prompts += places
+                rows.latents += [request.latent] * n
+                rows.strengths += [strength.strength if edited else 0.0] * n
+                noises += [seeds.setdefault(one, len(seeds)) for one in drawn]
+                if not edited:
+                    clean[key] = range(begin, begin + n)
+            spans.append((clean[key], range(begin, begin + n)))
+        texts = self._sample(rows, noises, [derive(seed, "steer", latent, i) for seed, latent, i in seeds])
+        return [(tuple(texts[i] for i in a), tuple(texts[i] for i in b)) for a, b in spans]
 
-    def find_strength(self) -> Found:
-        """Search the strength, starting at the activations' own norm; see `next_strength`."""
-        target, tolerance = self.request.target_kl, self.request.tolerance
-        best = Found(0.0, 0.0, False)
-        low: tuple[float, float] | None = None
-        high: tuple[float, float] | None = None
-        strength = self.scale
-        for attempt in range(MAX_TRIES):
-            reached = self.kl(strength)
-            if math.isfinite(reached) and abs(reached - target) < abs(best.kl - target):
-                best = Found(strength, reached, abs(reached - target) <= tolerance * target)
-            if best.converged:
-                break
-            # A KL that overflowed lies beyond the target, however far.
-            tried = (strength, reached if math.isfinite(reached) else 1e6 * target)
-            low, high = (tried, high) if tried[1] < target else (low, tried)
-            strength = next_strength(low, high, target, bisect=attempt >= MAX_TRIES // 2)
-        return best
-
-    def generate(self, strength: float) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Clean and steered continuations, sampled with the same Gumbel noise per prompt and step."""
-        request, subject = self.request, self.client.subject
-        n = len(self.last)
-        twice = torch.arange(n, device=self.last.device).repeat(2)
-        strengths = torch.zeros(2 * n, device=self.last.device)
-        strengths[n:] = strength
-        cache, mask = copy_rows(self.cache, twice), self.mask[twice]
-        tokens, places = self.last[twice], self.lengths[twice]
-        generators = [torch.Generator().manual_seed(derive(request.seed, "steer", request.latent, i)) for i in range(n)]
+    def _sample(self, rows: _Rows, noises: list[int], seeds: list[int]) -> list[str]:
+        request, subject, n = self.requests[0], self.client.subject, len(rows.prompts)
+        index = torch.tensor(rows.prompts, device=self.last.device)
+        cache, mask = copy_rows(self.cache, index), self.mask[index]
+        tokens, places = self.last[index], self.lengths[index]
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         stop = subject.tokenizer.eos_token_id
-        ended = torch.zeros(2 * n, dtype=torch.bool)
-        chosen: list[list[int]] = [[] for _ in range(2 * n)]
+        ended = torch.zeros(n, dtype=torch.bool)
+        chosen: list[list[int]] = [[] for _ in range(n)]
         for _ in range(request.max_new_tokens):
-            mask = torch.cat([mask, mask.new_ones(2 * n, 1)], dim=1)
-            logits = self._forward(cache, tokens, mask, places, strengths) / max(request.temperature, 1e-6)
-            noise = torch.stack([torch.rand(logits.shape[1], generator=g) for g in generators]).repeat(2, 1)
+            mask = torch.cat([mask, mask.new_ones(n, 1)], dim=1)
+            logits = self._forward(cache, tokens, mask, places, rows) / max(request.temperature, 1e-6)
+            noise = torch.stack([torch.rand(logits.shape[1], generator=g) for g in generators])[noises]
             gumbel = -(-noise.clamp_min(1e-20).log()).clamp_min(1e-20).log()
             tokens = (logits + gumbel.to(logits.device)).argmax(dim=1)
             places = places + 1
@@ -160,8 +250,7 @@ class _Run:
             for row, token in enumerate(tokens.tolist()):
                 if not ended[row]:
                     chosen[row].append(token)
-        texts = [subject.tokenizer.decode(ids, clean_up_tokenization_spaces=False) for ids in chosen]
-        return tuple(texts[:n]), tuple(texts[n:])
+        return [subject.tokenizer.decode(ids, clean_up_tokenization_spaces=False) for ids in chosen]
 
 
 def next_strength(

@@ -135,3 +135,23 @@ def test_too_few_prompts_and_none() -> None:
     assert (gain.value, gain.n_failed, gain.status) == (None, N, "too_few_windows")
     result, rounds = by_hand(intervention.score([CAT, DOG], [], Config()), reader())  # type: ignore[arg-type]
     assert rounds == [] and [o.metrics[0].status for o in result] == ["too_few_windows"] * 2
+
+
+def test_several_targets_are_steered_in_one_list_and_scored_apart() -> None:
+    targets = (0.1, 1.0)
+    asking = intervention.score([CAT, DOG], PROMPTS, Config(target_kl=targets))
+    requests = next(asking)
+    assert [request.target_kl for request in requests] == list(targets)
+    weak = replace(STEERED, steered=STEERED.clean, reached_kl=0.1)
+    read = asking.send([weak, STEERED])
+    texts = [request.prompt for request in read if request.text.startswith(CAT.explanation)]
+    assert len(texts) == len(set(texts)) == 2 * N, "clean continuations are read once for both targets"
+    with pytest.raises(StopIteration) as stop:
+        asking.send([reader()(request) for request in read])  # type: ignore[operator]
+    for outcome in stop.value.value:
+        found = {metric.metric: metric for metric in outcome.metrics}
+        assert set(found) == {
+            f"{name}@{kl}" for name in ("logprob_gain", "reached_kl", "strength") for kl in ("0.1", "1")
+        }
+        assert found["logprob_gain@0.1"].value == 0.0 and found["logprob_gain@1"].value != 0.0
+        assert found["reached_kl@0.1"].value == 0.1 and len(outcome.judgements) == 2 * N

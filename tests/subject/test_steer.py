@@ -87,11 +87,11 @@ def test_the_reached_kl_is_the_target_and_is_true(
 def test_zero_strength_leaves_the_continuation_alone(subject: SubjectModel, dictionary: sae.SparseAutoencoder) -> None:
     request = Steer(latent=1, prompts=(ids(subject, PROMPTS[1]),), target_kl=1.0, max_new_tokens=6, seed=5)
     client = SteerClient(subject, dictionary, planted.HOOKPOINT)
-    from autointerp.subject.steer import _Run
+    from autointerp.subject.steer import Found, _Batch
 
     with torch.inference_mode():
-        clean, same = _Run(client, request).generate(0.0)
-        _, moved = _Run(client, request).generate(200.0)
+        ((clean, same),) = _Batch(client, [request]).generate([Found(0.0, 0.0, True)])
+        ((_, moved),) = _Batch(client, [request]).generate([Found(200.0, 0.0, True)])
     assert clean == same
     assert moved != same
 
@@ -143,3 +143,55 @@ def test_likelihoods_that_cannot_be(subject: SubjectModel) -> None:
 def test_pieces_join_to_the_text(subject: SubjectModel) -> None:
     tokens = ids(subject, "the apple is on a river")
     assert subject.pieces(tokens) == (" the", " apple", " is", " on", " a", " river")
+
+
+def test_many_latents_and_targets_in_one_batch_are_as_each_alone(
+    subject: SubjectModel, dictionary: sae.SparseAutoencoder
+) -> None:
+    """Latents with prompts of their own, several targets, one that cannot be steered and one out of reach."""
+    prompts = [tuple(ids(subject, text) for text in PROMPTS[:n]) for n in (4, 2, 3)]
+    requests = [
+        Steer(latent=latent, prompts=prompts[latent % 3], target_kl=target, max_new_tokens=4, seed=3)
+        for latent in range(6)
+        for target in (0.05, 0.2)
+    ]
+    requests += [
+        Steer(latent=2, prompts=((3,),), target_kl=0.1, max_new_tokens=4, seed=3),
+        Steer(latent=2, prompts=prompts[0], target_kl=1e6, max_new_tokens=4, seed=3),
+        Steer(latent=2, prompts=prompts[0], target_kl=0.1, max_new_tokens=2, seed=3),
+    ]
+    client = SteerClient(subject, dictionary, planted.HOOKPOINT)
+    together = client.steer_all(requests)
+    for request, reply in zip(requests, together, strict=True):
+        alone = client.steer(request)
+        assert type(reply) is type(alone)
+        if isinstance(reply, SteerReply) and isinstance(alone, SteerReply):
+            assert (reply.clean, reply.steered, reply.converged) == (alone.clean, alone.steered, alone.converged)
+            if reply.converged:
+                assert reply.strength == pytest.approx(alone.strength, rel=1e-3)
+                assert reply.reached_kl == pytest.approx(alone.reached_kl, rel=1e-3)
+    assert sum(isinstance(reply, SteerReply) and reply.converged for reply in together) >= 12
+    assert isinstance(together[12], Failure)
+
+
+def test_a_batch_runs_each_prompt_once(
+    subject: SubjectModel, dictionary: sae.SparseAutoencoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from autointerp.subject import steer
+
+    prefilled: list[int] = []
+    plain = steer.prefill
+
+    def watched(subject: SubjectModel, tokens: torch.Tensor, mask: torch.Tensor) -> Any:
+        prefilled.append(len(tokens))
+        return plain(subject, tokens, mask)
+
+    monkeypatch.setattr(steer, "prefill", watched)
+    prompts = tuple(ids(subject, text) for text in PROMPTS)
+    requests = [
+        Steer(latent=latent, prompts=prompts, target_kl=target, max_new_tokens=2, seed=0)
+        for latent in (1, 2)
+        for target in (0.05, 0.1, 0.2)
+    ]
+    SteerClient(subject, dictionary, planted.HOOKPOINT).steer_all(requests)
+    assert prefilled == [len(PROMPTS)]
