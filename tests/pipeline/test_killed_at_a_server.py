@@ -70,6 +70,7 @@ def run(zygote: Zygote, some: list[tuple[object, ...]], log: Path, target: int |
         while command.alive():
             if target is not None and len(lines(log)) >= target:
                 os.kill(command.pid, signal.SIGKILL)
+                break
             time.sleep(0.01)
         code = command.wait()
         if code == -signal.SIGKILL:
