@@ -31,5 +31,5 @@ def configured(module: ModuleType, options: Mapping[str, Any], where: str) -> An
     try:
         return module.Config(**options)
     except TypeError as error:
-        known = ", ".join(module.Config.__dataclass_fields__)
+        known = ", ".join(name for name, field in module.Config.__dataclass_fields__.items() if field.init)
         raise UserError(f"config error at {where}: {error} (known: {known})") from error

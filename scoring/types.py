@@ -17,7 +17,8 @@ neurons_topk) replace what is explained, and have explanations of their own."""
 MIXED = "mixed"
 """Stands for all kinds of non-activating windows together, where there are several."""
 
-Status = Literal["ok", "failed", "too_few_windows", "no_explanation", "not_converged"]
+Status = Literal["ok", "failed", "too_few_windows", "no_explanation", "not_converged", "constant"]
+"""Why a number is there or not; `constant`: a correlation with answers that are all alike."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from prompts.requests import Reply, reply_sha
-from scoring.intervals import auroc_metric
-from scoring.types import MIXED, Judgement, Metric, Outcome, Window
+from scoring.metrics import ranking
+from scoring.types import MIXED, Judgement, Outcome, Window
 
 
 def evenly(windows: Sequence[Window], n: int) -> list[Window]:
@@ -48,23 +47,12 @@ def judged_by_value(windows: Sequence[Window], values: Sequence[float | None], r
         judgement(window, reply, probability=value, status="ok" if value is not None else "failed")
         for window, value, reply in zip(windows, values, replies, strict=True)
     ]
-    return Outcome(tuple(judgements), tuple(_ranked(judgements, kinds, name) for name, kinds in _sources(windows)))
+    return Outcome(tuple(judgements), tuple(ranking(judgements)))
 
 
-def _sources(windows: Sequence[Window]) -> list[tuple[str | None, frozenset[str]]]:
+def sources(windows: Sequence[Window]) -> list[tuple[str | None, frozenset[str]]]:
     """Kinds of non-activating windows to report on: all of them together, and where there are several, each apart."""
     kinds = sorted({window.kind for window in windows if not window.activating})
     if len(kinds) <= 1:
         return [(kinds[0] if kinds else None, frozenset(kinds))]
     return [(MIXED, frozenset(kinds)), *((kind, frozenset({kind})) for kind in kinds)]
-
-
-def _ranked(judgements: Sequence[Judgement], kinds: frozenset[str], name: str | None) -> Metric:
-    """AUROC of activating windows against those of some kinds."""
-    mine = [judged for judged in judgements if judged.label or judged.kind in kinds]
-    metric = auroc_metric(
-        [judged.probability for judged in mine if judged.label and judged.probability is not None],
-        [judged.probability for judged in mine if not judged.label and judged.probability is not None],
-        n_failed=sum(judged.probability is None for judged in mine),
-    )
-    return replace(metric, negatives=name)

@@ -20,7 +20,7 @@ import json
 import math
 import re
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import lru_cache
@@ -331,14 +331,31 @@ def _chat_with(judge: Oracle, pattern: str) -> Callable[[Chat], str | Failure]:
         best = min(counts, key=lambda token: (-counts[token], token), default=None)
         return {"explanation": "no token is marked" if best is None else f'the word "{best}"'}
 
+    def simulate(prompt: str, n: int) -> dict[str, Any]:
+        stated = re.search(pattern, prompt)
+        tokens = [json.loads(token) for token in re.findall(r"(?m)^\d+: (\".*\")$", prompt)]
+        explanation = stated.group(1).strip() if stated else ""
+        return {"activations": [9 * int(bool(token.strip()) and judge(explanation, token)) for token in tokens]}
+
     def chat(request: Chat) -> str | Failure:
-        text = f"reply {fingerprint(request)}"
-        return _by_schema(request, {"answers": detect, "explanation": explain}, otherwise=text)
+        answers: dict[str, Callable[[str, int], Any]] = {
+            "answers": detect, "explanation": explain, "intruder": odd_one_out, "activations": simulate,
+        }  # fmt: skip
+        return _by_schema(request, answers, otherwise=f"reply {fingerprint(request)}")
 
     return chat
 
 
-def _by_schema(request: Chat, answers: dict[str, Callable[[str, int], Any]], otherwise: str) -> str | Failure:
+def odd_one_out(prompt: str, n: int) -> dict[str, int]:
+    """The window whose marked words the others mark least often; the first of several."""
+    marked = [" ".join(re.findall(r"<<(.+?)>>", text, re.S)) for text in find_windows(prompt)]
+    # Two marks side by side may be one.
+    marks = [tuple(sorted(set(text.split()))) for text in marked]
+    counts = Counter(marks)
+    return {"intruder": 1 + min(range(len(marks)), key=lambda i: (counts[marks[i]], i), default=0)}
+
+
+def _by_schema(request: Chat, answers: Mapping[str, Callable[[str, int], Any]], otherwise: str) -> str | Failure:
     """The JSON of the answer that the schema asks for: a function of the last user message and the list's length."""
     said = [message.content for message in request.messages if message.role == "user"]
     # Who is asked once more, because an answer was none, has read the windows before.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -167,13 +168,16 @@ def units(plan: Plan, session: Session, latents: list[int]) -> Iterator[Unit]:
     """What is asked about these latents: an explanation and its control, on the same windows."""
     scorer = plan.scorer
     session.sampler.prepare(latents)
+    # What the windows of one latent cannot tell, for scorers that take it.
+    takes = inspect.signature(scorer.score).parameters
+    extras = {"frequency": session.token_shares} if "frequency" in takes else {}
     for latent in latents:
         record, row = session.sampler.record(latent), plan.by_latent[latent]
         subjects = [Subject(latent, row["text"], row["explanation_id"], session.control)]
         subjects += [Subject(latent, *control) for control in plan.controls.get(latent, [])]
         yield (
             plan.keys[latent],
-            partial(scorer.score, subjects, getattr(record, scorer.WINDOWS), plan.config),
+            partial(scorer.score, subjects, getattr(record, scorer.WINDOWS), plan.config, **extras),
             partial(_rows, session, scorer, plan.common, row, subjects),
         )
 

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 import sae as sae_package
@@ -217,6 +218,13 @@ class Session:
             directions=self._directions,
             embed=KeptEmbeddings(self),
         )  # fmt: skip
+
+    @cached_property
+    def token_shares(self) -> dict[int, float]:
+        """Share of each token in the store's text, by id; only tokens that occur."""
+        counts = np.bincount(np.asarray(self.store.tokens).ravel().clip(min=0))
+        (seen,) = np.nonzero(counts)
+        return dict(zip(seen.tolist(), (counts[seen] / counts.sum()).tolist(), strict=True))
 
     def _directions(self) -> Tensor:
         if self.sae.architecture == "neurons":

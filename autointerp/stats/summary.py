@@ -12,7 +12,10 @@ from scoring.types import EXPLANATION_CONTROLS
 RESAMPLES = 4000
 CONTROL = "shuffled_explanation"
 HEADLINE = {"auroc", "balanced_accuracy", "logprob_gain", "pearson"}
-"""Metrics that grade an explanation (before an @, which says at what setting); others (a reached KL, a strength) describe how the grading went."""
+"""Metrics that grade an explanation (before an @, which says at what setting); others (a reached KL, a strength)
+describe how the grading went."""
+ALONE = {"intruder": "accuracy"}
+"""Headline metrics of methods that grade latents and no explanations; they have no control on the same windows."""
 
 COLUMNS = [
     "control", "method", "metric", "negatives", "n", "n_null", "median", "ci_low", "ci_high", "control_median",
@@ -29,7 +32,8 @@ def summarise(scores: pd.DataFrame) -> pd.DataFrame:
     interval: latents are the unit that is resampled. Null scores are counted in `n_null`, and left out.
     """
     rows = []
-    graded = scores[scores["metric"].map(lambda name: str(name).partition("@")[0]).isin(HEADLINE)]
+    headline = scores["metric"].map(lambda name: str(name).partition("@")[0]).isin(HEADLINE)
+    graded = scores[headline | (scores["metric"] == scores["method"].map(ALONE))]
     own = ~graded["control"].isin(EXPLANATION_CONTROLS)
     # What a dictionary is, the real thing or a control, is said by the rows of its own explanations.
     dictionary = [name for name in ("run_id", "sae_id") if name in graded]

@@ -157,3 +157,17 @@ def test_other_settings_are_refused_for_the_same_store(world: Any, explained: Pa
     ended = cli("explain", "--sae", world.sae, "--client", "fake", "--out", explained, *SMALL, "--seed", 5)
     assert ended.code == 2
     assert "collected with other settings (corpus_seed: 0 instead of 5)" in ended.err
+
+
+def test_every_scorer_that_asks_a_judge_runs_with_the_fake(explained: Path, cli: Callable[..., Any]) -> None:
+    ended = cli("score", "--run", explained, "--method", "detection,fuzzing,simulation,intruder", "--client", "fake",
+                "--plain", "--max-failed", 1)  # fmt: skip
+    assert ended.code == 0, ended.err
+    scores = autointerp.load_scores(explained).query("control == 'none'")
+    assert set(scores["method"]) == {"detection", "fuzzing", "simulation", "intruder"}
+    fuzzing = scores.query("method == 'fuzzing'")
+    # The planted latents fire on every occurrence of their word, so that only decoys elsewhere can be right.
+    assert {"mixed", "random", "moved"} >= set(fuzzing["negatives"]) and len(fuzzing) >= 8
+    assert scores.query("method == 'simulation'")["value"].min() > 0.9
+    judged = autointerp.load_table(explained, "judgements").query("method == 'fuzzing'")
+    assert (judged["status"] == "ok").all() and judged["prediction"].notna().all()

@@ -18,7 +18,11 @@ from scoring.intervals import (
     auroc_interval,
     auroc_metric,
     balanced_accuracy_metric,
+    bootstrap_mean_interval,
+    delong_interval,
     mean_metric,
+    mover,
+    mover_root,
     rate_interval,
 )
 
@@ -135,6 +139,89 @@ def test_the_mean_equals_scipys_t_interval() -> None:
 def test_rates_are_wilsons() -> None:
     assert rate_interval(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
     assert rate_interval(9, 10) == pytest.approx((0.5958, 0.9821), abs=1e-4)
+    for n in (1, 5, 50):
+        for k in range(n + 1):
+            expected = stats.binomtest(k, n).proportion_ci(0.95, method="wilson")
+            assert rate_interval(k, n) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    for wrong in [(0, 0), (3, 2), (-1, 2)]:
+        with pytest.raises(ValueError, match="not a rate"):
+            rate_interval(*wrong)
+
+
+def test_delongs_variance_is_that_of_its_definition() -> None:
+    rng = np.random.default_rng(0)
+    high, low = np.round(rng.normal(0.8, 1, 25), 1), np.round(rng.normal(0, 1, 40), 1)
+    wins = (high[:, None] > low) + 0.5 * (high[:, None] == low)
+    a, variance = wins.mean(), wins.mean(axis=1).var(ddof=1) / 25 + wins.mean(axis=0).var(ddof=1) / 40
+    half = stats.norm.ppf(0.975) * math.sqrt(variance) / (a * (1 - a))
+    expected = [1 / (1 + math.exp(-(math.log(a / (1 - a)) + side * half))) for side in (-1, 1)]
+    assert delong_interval(high.tolist(), low.tolist()) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("high", "low"), [([1.0], [0.0, 2.0]), ([3.0, 4.0], [1.0, 2.0]), ([1.0, 2.0], [3.0, 4.0])])
+def test_delong_refuses_what_it_cannot_do(high: list[float], low: list[float]) -> None:
+    with pytest.raises(ValueError, match="DeLong"):
+        delong_interval(high, low)
+
+
+def test_mover_is_square_and_add() -> None:
+    rates, bounds = (0.9, 0.25), (rate_interval(9, 10), rate_interval(20, 80))
+    value, low, high = mover((0.5, -0.5), 0.5, rates, bounds)
+    metric = balanced_accuracy_metric((9, 60), (10, 80), 0)
+    assert (value, low, high) == pytest.approx((metric.value, metric.ci_low, metric.ci_high))
+    assert mover((1, 0), 0, rates, bounds) == pytest.approx((0.9, *bounds[0]))
+
+
+@pytest.mark.parametrize(
+    ("successes", "n"), [((8, 24), (40, 50)), ((3, 9), (12, 12)), ((0, 9), (12, 12)), ((1, 50), (50, 50))]
+)
+def test_mover_root_is_donner_and_zous_ratio(successes: tuple[int, int], n: tuple[int, int]) -> None:
+    a, b = (k / total for k, total in zip(successes, n, strict=True))
+    (la, ua), (lb, ub) = (rate_interval(k, total) for k, total in zip(successes, n, strict=True))
+    low = (a * b - math.sqrt((a * b) ** 2 - la * ub * (2 * a - la) * (2 * b - ub))) / (ub * (2 * b - ub))
+    high = (a * b + math.sqrt((a * b) ** 2 - ua * lb * (2 * a - ua) * (2 * b - lb))) / (lb * (2 * b - lb))
+    found = mover_root(lambda q: ((1.0, -q), 0.0), a / b, (a, b), ((la, ua), (lb, ub)))
+    assert found == pytest.approx((max(0.0, low), min(1.0, high)), abs=1e-7)
+
+
+def skewed(kind: str, rng: np.random.Generator, n: int) -> tuple[NDArray[Any], float]:
+    if kind == "zeros":
+        return (rng.random(n) < 0.3) * rng.exponential(1, n), 0.3
+    if kind == "exponential":
+        return rng.exponential(1, n), 1.0
+    return rng.lognormal(0, 1, n), math.exp(0.5)
+
+
+@pytest.mark.parametrize("n", [20, 50, 200])
+@pytest.mark.parametrize("kind", ["lognormal", "exponential", "zeros"])
+def test_coverage_of_the_mean_of_skewed_values(kind: str, n: int) -> None:
+    """0.93 to 0.96 in 2000 repeats; but a lognormal from 20 values 0.905, where Student's t has 0.865."""
+    rng, repeats = np.random.default_rng(n), 400 if n < 200 else 200
+    held, t_held = 0, 0
+    for i in range(repeats):
+        values, truth = skewed(kind, rng, n)
+        low, high = bootstrap_mean_interval(values.tolist(), 500, seed=i)
+        held += low <= truth <= high
+        metric = mean_metric("x", values.tolist(), 0)
+        assert metric.ci_low is not None and metric.ci_high is not None
+        t_held += metric.ci_low <= truth <= metric.ci_high
+    error = 3 * math.sqrt(0.95 * 0.05 / repeats)
+    assert (0.90 if (kind, n) == ("lognormal", 20) else 0.93) - error <= held / repeats <= 0.97 + error
+    assert n > 20 or held > t_held
+
+
+def test_the_bootstrap_of_a_mean_is_deterministic_equivariant_and_never_empty() -> None:
+    values = np.random.default_rng(1).exponential(1, 30)
+    low, high = bootstrap_mean_interval(values.tolist())
+    assert (low, high) == bootstrap_mean_interval(values.tolist()) and low < values.mean() < high
+    assert bootstrap_mean_interval((5 - 2 * values).tolist()) == pytest.approx((5 - 2 * high, 5 - 2 * low))
+    assert high - values.mean() > values.mean() - low  # the long side is the side of the tail
+    assert bootstrap_mean_interval([0.1] * 7) == pytest.approx((0.1, 0.1))
+    one = [0.0] * 9 + [1.0]
+    metric = mean_metric("x", one, 0)
+    assert bootstrap_mean_interval(one) == pytest.approx((metric.ci_low, metric.ci_high))
+    with pytest.raises(ValueError, match="two values"):
+        bootstrap_mean_interval([1.0])
 
 
 def test_balanced_accuracy_is_balanced() -> None:
