@@ -16,7 +16,7 @@ from typing import Any, Protocol, cast
 
 from autointerp.engine.account import Account, Reservation
 from autointerp.engine.budget import worst_case
-from autointerp.engine.local import QUIET
+from autointerp.engine.local import all_have_asked
 from autointerp.engine.replies import key_of
 from autointerp.engine.sending import known
 from autointerp.errors import AutointerpError, UserError
@@ -100,11 +100,7 @@ class BatchSender:
     async def _work(self) -> None:
         try:
             while self._waiting:
-                seen, quiet = len(self._waiting), 0
-                while quiet < QUIET:
-                    await asyncio.sleep(0)
-                    quiet = quiet + 1 if len(self._waiting) == seen else 0
-                    seen = len(self._waiting)
+                await all_have_asked(lambda: len(self._waiting))
                 for path in self._open():
                     await self._collect(path)
                 if self._waiting:

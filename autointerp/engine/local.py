@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from autointerp.engine.account import Account
 from autointerp.engine.replies import Cost, key_of
@@ -21,6 +21,15 @@ KEPT = (Chat, Choice)
 """Replies that go to the reply cache. Others are cheap to compute again, and large."""
 QUIET = 4
 """Turns of the event loop without a new request after which a batch is complete."""
+
+
+async def all_have_asked(waiting: Callable[[], int]) -> None:
+    """Until no more units ask: what waits has not grown for some turns of the event loop."""
+    seen, quiet = waiting(), 0
+    while quiet < QUIET:
+        await asyncio.sleep(0)
+        quiet = quiet + 1 if waiting() == seen else 0
+        seen = waiting()
 
 
 def identity(client: Client) -> str:
@@ -77,11 +86,7 @@ class LocalSender:
 
     async def _work(self) -> None:
         while self._waiting:
-            seen, quiet = len(self._waiting), 0
-            while quiet < QUIET:
-                await asyncio.sleep(0)
-                quiet = quiet + 1 if len(self._waiting) == seen else 0
-                seen = len(self._waiting)
+            await all_have_asked(lambda: len(self._waiting))
             batch, self._waiting = self._waiting, []
             by_stage: dict[str, list[tuple[Chat, asyncio.Future[Reply]]]] = defaultdict(list)
             for request, stage, future in batch:

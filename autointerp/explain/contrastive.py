@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from itertools import chain, zip_longest
 
 from autointerp.explain._proposal import Proposal
-from autointerp.explain.default import SCHEMA, marked, parse, strengths
+from autointerp.explain.default import SCHEMA, marked, proposed, strengths
 from autointerp.types import LatentRecord
 from prompts import render
-from prompts.requests import Chat, ChatReply, Reply
+from prompts.requests import Chat, Reply
 from scoring.types import HARD, Window
 from scoring.windows import evenly
 
@@ -49,10 +49,7 @@ def explain(record: LatentRecord, config: Config) -> Generator[list[Chat], Seque
         schema=SCHEMA,
     )
     (reply,) = yield [request]
-    if not isinstance(reply, ChatReply):
-        return Proposal(None, getattr(reply, "kind", "failed"))
-    text = parse(reply.text)
-    return Proposal(text, "ok") if text else Proposal(None, "unparsable")
+    return proposed(reply)
 
 
 def contrasts(windows: Sequence[Window], n: int) -> list[Window]:

@@ -44,6 +44,11 @@ def explain(record: LatentRecord, config: Config) -> Generator[list[Chat], Seque
         schema=SCHEMA,
     )
     (reply,) = yield [request]
+    return proposed(reply)
+
+
+def proposed(reply: Reply) -> Proposal:
+    """What a reply says, or why it says nothing."""
     if not isinstance(reply, ChatReply):
         return Proposal(None, getattr(reply, "kind", "failed"))
     text = parse(reply.text)
