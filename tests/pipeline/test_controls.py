@@ -46,7 +46,7 @@ def test_neurons(world: Any, cli: Callable[..., Any], tmp_path: Path) -> None:
     out = tmp_path / "neurons"
     where = ("--sae", "neurons:4", "--model", world.model, "--hookpoint", "layers.0", "--dataset", world.corpus)
     scores = through(cli, out, *where)
-    assert set(scores["control"]) == {"neurons_topk", "shuffled_explanation"}
+    assert set(scores["control"]) == {"neurons_topk", "shuffled_explanation", "generic_explanation"}
     assert set(scores["hookpoint"]) == {"layers.0.mlp.down_proj:in"} and set(scores["arch"]) == {"neurons"}
     (folder,) = (out / "store").iterdir()
     store = LatentStore.open(folder)
@@ -77,7 +77,7 @@ def test_random_stand_ins(null: str, world: Any, cli: Callable[..., Any], tmp_pa
         read = sae.save(random_sae(sae.load(world.sae), seed=3), tmp_path / "other")
         assert cli("explain", "--sae", world.sae, "--null", null, *SMALL, "--out", tmp_path / "dead").code == 2
     random = through(cli, tmp_path / null, "--sae", read, "--null", null)
-    assert set(real["control"]) == {"none", "shuffled_explanation"}
+    assert set(real["control"]) == {"none", "shuffled_explanation", "generic_explanation"}
     assert set(random["control"]) == {null, "shuffled_explanation"}
     both = pd.concat([real, random])
     keys = ["run_id", "sae_id", "model", "latent", "method", "metric", "control"]
@@ -141,7 +141,7 @@ def test_an_sae_trained_on_a_random_model_is_read_on_it(world: Any, cli: Callabl
     both = cli("collect", "--sae", folder, "--sae", world.sae, *SMALL, "--out", tmp_path / "both")
     assert both.code == 2 and "differ in the model" in both.err, both.err
     scores = through(cli, tmp_path / "run", "--sae", folder, "--seed", 5)
-    assert set(scores["control"]) == {"random_model", "shuffled_explanation"}
+    assert set(scores["control"]) == {"random_model", "shuffled_explanation", "generic_explanation"}
 
 
 @pytest.mark.parametrize(
