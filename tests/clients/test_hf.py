@@ -454,17 +454,6 @@ def test_real_batches_equal_single_rows(real: SubjectModel, texts: list[str]) ->
 
 
 @pytest.mark.slow
-def test_real_samples_depend_on_their_request_only(real: SubjectModel) -> None:
-    questions = ["Name one fruit. Answer with one word.", "Say yes or no: is snow cold?", "What is 2 + 3? Be brief."]
-    requests = [Chat(user(text), 40, 1.0, sample_index=i) for text in questions for i in range(3)]
-    together = ask(real, *requests)
-    assert ask(real, *reversed(requests)) == together[::-1]
-    assert [ask(real, request)[0] for request in requests[::2]] == together[::2]
-    # Greedy answers, or samples blind to their index, would be at most three.
-    assert len({reply.text for reply in together if isinstance(reply, ChatReply)}) > 3
-
-
-@pytest.mark.slow
 def test_real_choices_are_likelihoods_after_the_template(real: SubjectModel) -> None:
     messages = (Message("system", "Answer yes or no."), Message("user", "Is snow cold?"))
     prompt = (

@@ -47,7 +47,7 @@ def commands(world: Any, out: Path, url: str) -> list[tuple[object, ...]]:
     sampling = [f"sampling.{name}" for name in ("window=16", "explain_activating=8", "explain_random=8",
                                                 "score_activating=20", "score_random=20")]  # fmt: skip
     sets = [word for name in sampling for word in ("--set", name)]
-    sizes = ("--tokens", 25_000, "--context-length", 64, "--llm", "keyword", "--out", out)
+    sizes = ("--tokens", 18_000, "--context-length", 64, "--llm", "keyword", "--out", out)
     return [
         ("explain", "--sae", world.sae, *sizes, *asked, *sets),
         ("score", "--run", out, "--method", "detection", "--scorer-llm", "keyword", *asked),
