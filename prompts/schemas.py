@@ -1,4 +1,4 @@
-"""Answers as JSON: whether a text obeys the schema that was asked for."""
+"""Answers as JSON: whether a text obeys the schema that was asked for, what it says, and what would obey."""
 
 from __future__ import annotations
 
@@ -51,3 +51,35 @@ def _validator(schema: str) -> Validator:
     from jsonschema import Draft202012Validator
 
     return Draft202012Validator(json.loads(schema))
+
+
+def member(text: str, name: str) -> Any:
+    """What a JSON object says under a name; None where the text is no such object, or says nothing there."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value.get(name) if isinstance(value, dict) else None
+
+
+def instance(schema: Mapping[str, Any], text: str | None = None) -> Any:
+    """The smallest value for the keywords that strict decoding knows: enum, const, type, properties, items, bounds of
+    length. Strings are `text`, or as short as may be."""
+    if "const" in schema:
+        return schema["const"]
+    if schema.get("enum"):
+        return schema["enum"][0]
+    for several in ("anyOf", "oneOf"):
+        if schema.get(several):
+            return instance(schema[several][0], text)
+    kind = schema.get("type", "object" if "properties" in schema else "string")
+    kind = kind[0] if isinstance(kind, list) else kind
+    if kind == "object":
+        return {name: instance(inner, text) for name, inner in schema.get("properties", {}).items()}
+    if kind == "array":
+        return [instance(schema.get("items", {}), text) for _ in range(int(schema.get("minItems", 0)))]
+    if kind == "string":
+        return "x" * int(schema.get("minLength", 1)) if text is None else text
+    if kind in ("integer", "number"):
+        return schema.get("minimum", 0)
+    return {"boolean": False}.get(kind)

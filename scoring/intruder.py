@@ -13,22 +13,21 @@ the same score of a random SAE, a random model, or neurons.
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from collections import defaultdict
 from collections.abc import Collection, Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from scipy import stats
 
 from prompts import render
 from prompts.requests import Chat, ChatReply, Reply
+from prompts.schemas import member
 from scoring.intervals import CONFIDENCE
 from scoring.types import Judgement, Metric, Outcome, Subject, Window
-from scoring.windows import judgement, sources
+from scoring.windows import judgement, marked, no_answer, sources
 
 NAME, VERSION, WINDOWS, METRIC = "intruder", "1", "score", "accuracy"
 NEEDS = frozenset({Chat})
@@ -150,17 +149,6 @@ def transferred(active: Collection[int], length: int, other: int) -> set[int]:
     return set(range(other)) - free
 
 
-def marked(window: Window, active: Collection[int]) -> str:
-    """The window with each run of active tokens between << and >>."""
-    out, inside = [], False
-    for i, piece in enumerate(window.pieces):
-        if (i in active) != inside:
-            inside = not inside
-            out.append("<<" if inside else ">>")
-        out.append(piece)
-    return "".join(out) + (">>" if inside else "")
-
-
 def _request(trial: Trial) -> Chat:
     numbers = list(range(1, len(trial.texts) + 1))
     return Chat(
@@ -175,11 +163,7 @@ def _request(trial: Trial) -> Chat:
 
 def parse(text: str, n: int) -> int | None:
     """The place from 0 that a reply names, None where it is anything else than one of `n`."""
-    try:
-        value: Any = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    number = value.get("intruder") if isinstance(value, dict) else None
+    number = member(text, "intruder")
     return number - 1 if type(number) is int and 1 <= number <= n else None
 
 
@@ -194,10 +178,9 @@ def _judged(trial: Trial, reply: Reply) -> Judgement:
     """The judgement of the intruder: false that the latent fires in it, if it was found. Its quantile is the decile of
     the windows that it stood among."""
     answer = parse(reply.text, len(trial.texts)) if isinstance(reply, ChatReply) else None
-    status = "unparsable" if isinstance(reply, ChatReply) else getattr(reply, "kind", "failed")
     made = judgement(
         trial.intruder, reply, prediction=None if answer is None else answer != trial.place,
-        status=status if answer is None else "ok",
+        status=no_answer(reply) if answer is None else "ok",
     )  # fmt: skip
     return replace(made, quantile=trial.decile)
 

@@ -6,19 +6,16 @@ list, of the right length, fails all its windows: they are counted, never guesse
 
 from __future__ import annotations
 
-import json
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from prompts import render
 from prompts.requests import Chat, ChatReply, Reply
+from prompts.schemas import member
 from scoring.intervals import balanced_accuracy_metric
+from scoring.metrics import by_kind, tally
 from scoring.types import Judgement, Metric, Outcome, Subject, Window
-from scoring.windows import judgement
-
-MIXED = "mixed"
-"""`Metric.negatives` where windows of several kinds are what positives are set against."""
+from scoring.windows import judgement, no_answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +57,7 @@ def _request(subject: Subject, group: Sequence[Shown], template: str) -> Chat:
 
 def parse(text: str, n: int) -> list[bool] | None:
     """`n` answers from a reply, None where it is anything else."""
-    try:
-        value: Any = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    answers = value.get("answers") if isinstance(value, dict) else None
+    answers = member(text, "answers")
     if (
         not isinstance(answers, list)
         or len(answers) != n
@@ -78,9 +71,7 @@ def _outcome(groups: Sequence[Sequence[Shown]], replies: Sequence[Reply]) -> Out
     judgements: list[Judgement] = []
     for group, reply in zip(groups, replies, strict=True):
         answers = parse(reply.text, len(group)) if isinstance(reply, ChatReply) else None
-        status = (
-            "ok" if answers else ("unparsable" if isinstance(reply, ChatReply) else getattr(reply, "kind", "failed"))
-        )
+        status = "ok" if answers else no_answer(reply)
         for i, each in enumerate(group):
             # The request's tokens are booked on its first window, so that a sum over windows is right.
             booked = judgement(
@@ -92,21 +83,10 @@ def _outcome(groups: Sequence[Sequence[Shown]], replies: Sequence[Reply]) -> Out
 
 def accuracies(judgements: Sequence[Judgement]) -> tuple[Metric, ...]:
     """Balanced accuracy against all negatives together and, where there are several kinds of them, against each."""
-    kinds = sorted({j.kind for j in judgements if not j.label})
-    over_all = _balanced_accuracy(judgements, MIXED if len(kinds) > 1 else kinds[0] if kinds else None)
-    if len(kinds) < 2:
-        return (over_all,)
-    each = (_balanced_accuracy([j for j in judgements if j.label or j.kind == kind], kind) for kind in kinds)
-    return (over_all, *each)
-
-
-def _balanced_accuracy(judgements: Sequence[Judgement], negatives: str | None) -> Metric:
-    hits, totals = [0, 0], [0, 0]
-    for j in judgements:
-        if j.prediction is not None:
-            side = 0 if j.label else 1
-            totals[side] += 1
-            hits[side] += j.prediction is j.label
-    n_failed = len(judgements) - sum(totals)
-    metric = balanced_accuracy_metric((hits[0], hits[1]), (totals[0], totals[1]), n_failed)
-    return replace(metric, negatives=negatives)
+    right, n, lost = tally([j for j in judgements if j.label])
+    metrics = []
+    for name, kinds in by_kind(j.kind for j in judgements if not j.label):
+        rejected, m, also_lost = tally([j for j in judgements if not j.label and j.kind in kinds])
+        metric = balanced_accuracy_metric((right, rejected), (n, m), lost + also_lost)
+        metrics.append(replace(metric, negatives=name))
+    return tuple(metrics)

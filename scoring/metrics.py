@@ -12,7 +12,7 @@ windows of each kind are taken as given, for they are chosen by whoever draws th
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -69,7 +69,7 @@ def classification(judgements: Sequence[Judgement], base_rate: float | None = No
     if base_rate is not None and not 0 <= base_rate <= 1:
         raise ValueError(f"base_rate is a share of windows, from 0 to 1, not {base_rate}")
     positives = [j for j in judgements if j.label is True]
-    metrics = [_rate("recall", *_hits(positives), None, least)]
+    metrics = [_rate("recall", *tally(positives), None, least)]
     for kind, negatives in _groups(judgements):
         metrics += _against(positives, negatives, kind, base_rate, least)
     return metrics
@@ -115,16 +115,21 @@ def auroc_of(
     return replace(metric, ci_low=bounds[0], ci_high=bounds[1], ci_method="delong")
 
 
+def by_kind(kinds: Iterable[str]) -> list[tuple[str | None, frozenset[str]]]:
+    """Kinds of non-activating windows to report on: all of them together, then each apart where there are several."""
+    apart = sorted(set(kinds))
+    together = MIXED if len(apart) > 1 else apart[0] if apart else None
+    return [(together, frozenset(apart)), *((kind, frozenset({kind})) for kind in apart if len(apart) > 1)]
+
+
 def _groups(judgements: Sequence[Judgement]) -> list[tuple[str | None, list[Judgement]]]:
     """Non-activating windows: all of them first, then each kind apart where there are several."""
     negatives = [j for j in judgements if j.label is False]
-    kinds = sorted({j.kind for j in negatives})
-    if len(kinds) < 2:
-        return [(kinds[0] if kinds else None, negatives)]
-    return [(MIXED, negatives), *((kind, [j for j in negatives if j.kind == kind]) for kind in kinds)]
+    groups = by_kind(j.kind for j in negatives)
+    return [(name, [j for j in negatives if j.kind in kinds]) for name, kinds in groups]
 
 
-def _hits(judgements: Sequence[Judgement]) -> tuple[int, int, int]:
+def tally(judgements: Sequence[Judgement]) -> tuple[int, int, int]:
     """Right answers, usable answers, failed answers."""
     usable = [j for j in judgements if j.prediction is not None]
     return sum(j.prediction is j.label for j in usable), len(usable), len(judgements) - len(usable)
@@ -148,7 +153,7 @@ def _against(
     least: int,
 ) -> list[Metric]:
     """All numbers that need non-activating windows, against one group of them."""
-    (hits, m, lost), (rejections, n, also_lost) = _hits(positives), _hits(negatives)
+    (hits, m, lost), (rejections, n, also_lost) = tally(positives), tally(negatives)
     n_failed = lost + also_lost
     balanced = balanced_accuracy_metric((hits, rejections), (m, n), n_failed, max(least, 1))
     metrics = [replace(balanced, negatives=kind), _rate("specificity", rejections, n, also_lost, kind, least)]

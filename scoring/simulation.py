@@ -26,9 +26,10 @@ from numpy.typing import NDArray
 
 from prompts import render
 from prompts.requests import Chat, ChatReply, Reply
+from prompts.schemas import member
 from scoring.intervals import CONFIDENCE
 from scoring.types import Judgement, Metric, Outcome, Subject, Window
-from scoring.windows import evenly, judgement, sources
+from scoring.windows import evenly, judgement, no_answer, sources
 
 NAME, VERSION, WINDOWS, METRIC = "simulation", "1", "score", "pearson"
 NEEDS = frozenset({Chat})
@@ -86,11 +87,7 @@ def _request(subject: Subject, window: Window) -> Chat:
 
 def parse(text: str, n: int) -> list[float] | None:
     """`n` whole numbers from 0 to 10 from a reply, None where it is anything else."""
-    try:
-        value: Any = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    said = value.get("activations") if isinstance(value, dict) else None
+    said = member(text, "activations")
     if not isinstance(said, list) or len(said) != n:
         return None
     if any(type(a) is not int or not 0 <= a <= STRONGEST for a in said):
@@ -120,10 +117,9 @@ def graded(
 
 
 def _judged(window: Window, said: Sequence[float] | None, reply: Reply) -> Judgement:
-    failed = "unparsable" if isinstance(reply, ChatReply) else getattr(reply, "kind", "failed")
     return judgement(
         window, reply, probability=None if said is None else max(said, default=0.0) / STRONGEST,
-        status=failed if said is None else "ok",
+        status=no_answer(reply) if said is None else "ok",
     )  # fmt: skip
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
-from prompts.requests import Reply, reply_sha
-from scoring.metrics import ranking
-from scoring.types import MIXED, Judgement, Outcome, Window
+from prompts.requests import ChatReply, Reply, reply_sha
+from scoring.metrics import by_kind, ranking
+from scoring.types import Judgement, Outcome, Window
 
 
 def evenly(windows: Sequence[Window], n: int) -> list[Window]:
@@ -37,6 +37,22 @@ def judgement(window: Window, reply: Reply, *, labelled: bool = True, booked: bo
     )
 
 
+def marked(window: Window, active: Collection[int]) -> str:
+    """The window with each run of the tokens at these places between << and >>."""
+    out, inside = [], False
+    for i, piece in enumerate(window.pieces):
+        if (i in active) != inside:
+            inside = not inside
+            out.append("<<" if inside else ">>")
+        out.append(piece)
+    return "".join(out) + (">>" if inside else "")
+
+
+def no_answer(reply: Reply) -> str:
+    """Status of a window whose reply says nothing that can be read."""
+    return "unparsable" if isinstance(reply, ChatReply) else getattr(reply, "kind", "failed")
+
+
 def judged_by_value(windows: Sequence[Window], values: Sequence[float | None], replies: Sequence[Reply]) -> Outcome:
     """One number per window, None where its answer failed; AUROC of activating against other windows.
 
@@ -52,7 +68,4 @@ def judged_by_value(windows: Sequence[Window], values: Sequence[float | None], r
 
 def sources(windows: Sequence[Window]) -> list[tuple[str | None, frozenset[str]]]:
     """Kinds of non-activating windows to report on: all of them together, and where there are several, each apart."""
-    kinds = sorted({window.kind for window in windows if not window.activating})
-    if len(kinds) <= 1:
-        return [(kinds[0] if kinds else None, frozenset(kinds))]
-    return [(MIXED, frozenset(kinds)), *((kind, frozenset({kind})) for kind in kinds)]
+    return by_kind(window.kind for window in windows if not window.activating)

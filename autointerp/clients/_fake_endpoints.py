@@ -12,7 +12,6 @@ from dataclasses import replace
 from typing import Any
 
 from autointerp.clients._fake_faults import NO_SUCH_PATH, SCRIPTED, Fault, Said, completion, counts
-from autointerp.clients._fake_schema import instance
 from autointerp.clients._fake_tokens import PrefixCache, Vocabulary, pieces
 from autointerp.clients.fake import FakeClient
 from prompts.requests import (
@@ -28,6 +27,7 @@ from prompts.requests import (
     Message,
     Usage,
 )
+from prompts.schemas import instance
 
 CANDIDATES = ("0", "1", "yes", "no", "true", "false", "A", "B", "C", "D")
 """What a chat of one token with log-probs chooses from."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any
 from zlib import crc32
 
 from autointerp.types import Asking
@@ -21,6 +19,7 @@ from prompts.requests import (
     Request,
     SteerReply,
 )
+from prompts.schemas import instance
 
 PHRASE = "words that stand for a pretended explanation of about the usual length in a short sentence"
 """As long as explanations of the default kind mostly are."""
@@ -45,7 +44,7 @@ def asked_by(asking: Asking) -> list[Request]:
 def pretended(request: Request) -> Reply:
     """An answer of the right form that says nothing."""
     if isinstance(request, Chat):
-        return ChatReply(PHRASE if request.schema is None else json.dumps(instance(request.schema)))
+        return ChatReply(PHRASE if request.schema is None else json.dumps(instance(request.schema, PHRASE)))
     if isinstance(request, Choice):
         return ChoiceReply(tuple(1 / len(request.choices) for _ in request.choices))
     if isinstance(request, Likelihood):
@@ -56,14 +55,3 @@ def pretended(request: Request) -> Reply:
     n = len(request.prompts)
     text = " ".join(PHRASE.split()[: request.max_new_tokens])
     return SteerReply(("",) * n, (text,) * n, (text,) * n, 1.0, request.target_kl, True)
-
-
-def instance(schema: Mapping[str, Any]) -> Any:
-    """A small value that obeys a schema."""
-    if "enum" in schema:
-        return schema["enum"][0]
-    if schema.get("type") == "object":
-        return {name: instance(inner) for name, inner in schema.get("properties", {}).items()}
-    if schema.get("type") == "array":
-        return [instance(schema.get("items", {})) for _ in range(schema.get("minItems", 1))]
-    return {"integer": schema.get("minimum", 0), "number": 0.5, "boolean": False}.get(str(schema.get("type")), PHRASE)

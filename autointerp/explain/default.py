@@ -6,16 +6,16 @@ latent's maximum. No chain of thought. One answer, as JSON; anything else is a f
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from autointerp.explain._proposal import Proposal
 from autointerp.types import LatentRecord
 from prompts import render
 from prompts.requests import Chat, ChatReply, Reply
+from prompts.schemas import member
+from scoring import windows
 from scoring.types import Window
 
 NAME = "default"
@@ -35,8 +35,8 @@ class Config:
 
 
 def explain(record: LatentRecord, config: Config) -> Generator[list[Chat], Sequence[Reply], Proposal]:
-    windows = [w for w in record.explain if w.activating]
-    shown = [{"text": marked(w), "strengths": strengths(w, record.max_activation)} for w in reversed(windows)]
+    activating = [w for w in record.explain if w.activating]
+    shown = [{"text": marked(w), "strengths": strengths(w, record.max_activation)} for w in reversed(activating)]
     request = Chat(
         messages=render.messages(TEMPLATES[0], windows=shown),
         max_tokens=config.max_tokens,
@@ -57,14 +57,7 @@ def proposed(reply: Reply) -> Proposal:
 
 def marked(window: Window) -> str:
     """The window with each run of active tokens between << and >>."""
-    out, inside = [], False
-    for piece, activation in zip(window.pieces, window.activations, strict=True):
-        active = activation != 0
-        if active != inside:
-            out.append("<<" if active else ">>")
-            inside = active
-        out.append(piece)
-    return "".join(out) + (">>" if inside else "")
+    return windows.marked(window, {i for i, activation in enumerate(window.activations) if activation != 0})
 
 
 def strengths(window: Window, maximum: float) -> str:
@@ -79,9 +72,5 @@ def strengths(window: Window, maximum: float) -> str:
 
 def parse(text: str) -> str | None:
     """The explanation in a JSON reply, None where it is anything else or empty."""
-    try:
-        value: Any = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    explanation = value.get("explanation") if isinstance(value, dict) else None
+    explanation = member(text, "explanation")
     return " ".join(explanation.split()) or None if isinstance(explanation, str) else None

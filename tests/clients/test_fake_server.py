@@ -22,13 +22,13 @@ import pytest
 
 from autointerp.clients._fake_endpoints import CANDIDATES, IMITATIONS
 from autointerp.clients._fake_faults import random_faults
-from autointerp.clients._fake_schema import instance
 from autointerp.clients._fake_tokens import BLOCK, PrefixCache, pieces
 from autointerp.clients.fake import FakeClient
 from autointerp.clients.fake_server import FakeServer, Fault, main
 from autointerp.errors import UserError
 from autointerp.registries import CLIENTS
 from prompts.requests import Chat, ChatReply, Choice, ChoiceReply, Likelihood, Message, Usage
+from prompts.schemas import instance
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = {"type": "object", "properties": {"code": {"type": "integer", "enum": [7319]}}, "required": ["code"]}
