@@ -158,6 +158,10 @@ class FakeClient(Client):
         return EmbedReply(self._behaviour.embed(request), Usage(_count(request.text)))
 
 
+DEFAULT_MODEL = "keyword"
+"""Asked where none is named."""
+
+
 def create(
     model: str = "keyword", *, base_url: str | None = None, max_concurrency: int = 1, **options: Any
 ) -> FakeClient:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from autointerp.clients._batches import by_length
+from autointerp.clients._conversations import written_out
 from autointerp.clients._teacher_forced import CACHE_TOKENS, halving, teacher_forced
 from autointerp.seeds import derive
 from autointerp.subject.generate import Continuation, Prompt, generate, stop_ids
@@ -164,15 +165,11 @@ class HFClient:
 
     def _conversation(self, messages: Sequence[Message]) -> Encoded:
         """Tokens up to where the assistant speaks."""
-        tokenizer = self.subject.tokenizer
-        if not tokenizer.chat_template:
-            return self._encode("\n\n".join(message.content for message in messages), special=True)
-        plain = [{"role": message.role, "content": message.content} for message in messages]
         try:
-            text = tokenizer.apply_chat_template(plain, add_generation_prompt=True, tokenize=False)
+            text, special = written_out(self.subject.tokenizer, messages)
         except Exception as error:  # templates raise what they like, e.g. for a role that they do not know
             return Failure("rejected", f"the chat template refuses these messages: {error}")
-        return self._encode(text, special=False)  # the template writes the special tokens itself
+        return self._encode(text, special=special)
 
     def _encode(self, text: str, *, special: bool) -> Encoded:
         try:
@@ -204,6 +201,10 @@ def _senseless(request: Chat) -> Failure | None:
     if not (math.isfinite(request.temperature) and request.temperature >= 0):
         return Failure("rejected", f"temperature is {request.temperature}; it has to be a number of at least 0")
     return None
+
+
+TAKES = ("device", "dtype")
+"""Settings of a run that `create` takes."""
 
 
 def create(model: str, *, device: str = "cpu", dtype: str = "float32", **_: Any) -> HFClient:

@@ -280,6 +280,10 @@ class OpenAIClient:
         return Attempt(failure, retry=broken, charged=None if broken else False)
 
 
+TAKES = ("base_url", "max_concurrency", "timeout", "identity", "schemas", "room")
+"""Settings of a run that `create` takes."""
+
+
 def create(model: str, *, base_url: str | None = None, max_concurrency: int = 16, **options: Any) -> OpenAIClient:
     """The registry's door. `options`: `timeout` (seconds), `identity`, `schemas`, `room`."""
     return OpenAIClient(model, base_url=base_url, max_concurrency=max_concurrency, **options)

@@ -20,6 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from autointerp.clients._conversations import written_out
 from autointerp.errors import UserError
 from autointerp.types import Client
 from prompts.requests import (
@@ -165,11 +166,8 @@ class VLLMClient(Client):
         return ids
 
     def _conversation(self, messages: Sequence[Message]) -> list[int]:
-        if not self._tokenizer.chat_template:
-            return self._encode("\n\n".join(message.content for message in messages), special=True)
-        plain = [{"role": message.role, "content": message.content} for message in messages]
-        text = self._tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=True)
-        return self._encode(text, special=False)  # the template writes the special tokens itself
+        text, special = written_out(self._tokenizer, messages)
+        return self._encode(text, special=special)
 
     def _overflow(self, what: str) -> Failure:
         return Failure("context_overflow", f"{what} do not fit the model's context of {self._limit}")

@@ -15,12 +15,11 @@ from typing import Any
 
 from autointerp.engine.account import Account
 from autointerp.engine.local import LocalSender
-from autointerp.engine.sending import Sender, ServerSender, broken
+from autointerp.engine.sending import Sender, ServerSender, obedient
 from autointerp.errors import BudgetReached, UserError
 from autointerp.types import Asking, Client, Server
 from prompts import render
 from prompts.requests import Chat, ChatReply, Failure, Reply, Request, Usage, fingerprint
-from prompts.schemas import obeying
 
 REASK = "reask.v1"
 LONGEST_QUOTE = 2000
@@ -94,19 +93,18 @@ class Router:
 
     async def ask(self, requests: Sequence[Request], finished: Finished) -> list[Reply]:
         """Replies in the order of the requests; an answer that breaks its schema is asked for once more."""
-        replies = await self._answers(requests)
-        wrong = [i for i, (request, reply) in enumerate(zip(requests, replies, strict=True)) if broken(request, reply)]
-        again = [_asked_again(requests[i], replies[i]) for i in wrong]
-        for i, reply in zip(wrong, await self._answers(again) if again else [], strict=True):
-            replies[i] = _second(requests[i], replies[i], reply)
-        for i, (request, reply) in enumerate(zip(requests, replies, strict=True)):
+        first = await self._answers(requests)
+        replies = list(map(obedient, requests, first))
+        wrong = [i for i, reply in enumerate(replies) if reply is None]
+        again = [_asked_again(requests[i], first[i]) for i in wrong]
+        for i, second in zip(wrong, await self._answers(again) if again else [], strict=True):
+            replies[i] = _second(requests[i], first[i], second)
+        settled = [reply for reply in replies if reply is not None]
+        for request, reply in zip(requests, settled, strict=True):
             if isinstance(reply, Failure):
                 finished.failures.append((fingerprint(request), reply))
-            elif isinstance(request, Chat) and isinstance(reply, ChatReply) and request.schema is not None:
-                # Without the fence that some models put around JSON.
-                replies[i] = replace(reply, text=obeying(reply.text, request.schema) or reply.text)
             finished.usage = _sum(finished.usage, reply.usage)
-        return replies
+        return settled
 
     async def _answers(self, requests: Sequence[Request]) -> list[Reply]:
         if len(self.clients) == 1:
@@ -149,9 +147,11 @@ def _asked_again(request: Request, reply: Reply) -> Chat:
 def _second(request: Request, first: Reply, second: Reply) -> Reply:
     """What two tries at an answer came to; its tokens are those of both."""
     usage = _sum(first.usage, second.usage)
-    if isinstance(second, ChatReply) and broken(request, second):
-        return Failure("unparsable", f"twice no answer of the form that was asked for: {second.text[:200]}", usage)
-    return replace(second, usage=usage)
+    obeyed = obedient(request, second)
+    if obeyed is None:
+        said = getattr(second, "text", "")[:200]
+        return Failure("unparsable", f"twice no answer of the form that was asked for: {said}", usage)
+    return replace(obeyed, usage=usage)
 
 
 def _sum(a: Usage, b: Usage) -> Usage:

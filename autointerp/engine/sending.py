@@ -209,19 +209,17 @@ def unreachable(reply: Reply) -> bool:
 def known(account: Account, key: str, request: Request) -> Reply | None:
     """The reply that is kept for a request. Who asks again what has failed gets no answer that breaks its schema."""
     reply = account.cache.get(key)
-    if account.cache.again and reply is not None and broken(request, reply):
+    if account.cache.again and reply is not None and obedient(request, reply) is None:
         return None
     return reply
 
 
-def broken(request: Request, reply: Reply) -> bool:
-    """Whether this is an answer that breaks the schema of its request."""
-    return (
-        isinstance(request, Chat)
-        and isinstance(reply, ChatReply)
-        and request.schema is not None
-        and obeying(reply.text, request.schema) is None
-    )
+def obedient(request: Request, reply: Reply) -> Reply | None:
+    """The reply, without the fence that some models put around JSON; None where it breaks the schema of its request."""
+    if not (isinstance(request, Chat) and isinstance(reply, ChatReply) and request.schema is not None):
+        return reply
+    text = obeying(reply.text, request.schema)
+    return None if text is None else replace(reply, text=text)
 
 
 def _pause(tries: int, attempt: Attempt) -> float:

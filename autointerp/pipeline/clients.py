@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -114,22 +114,22 @@ class Asked:
             )
         self._found = found
 
-    def check_length(self, requests: Sequence[Request]) -> None:
-        """Raise if requests like these cannot fit into the context that a server has told.
+    def check_length(self, first: Callable[[], Sequence[Request]]) -> None:
+        """Raise if requests like the `first` ones cannot fit into the context that a server has told.
 
         Raises:
             UserError: they cannot.
         """
-        for server, finding in self._found or []:
-            for request in requests if finding.value is not None else []:
-                if self.clients.get(type(request)) is server:
-                    need = len(written(request)) // CHARACTERS_PER_TOKEN + getattr(request, "max_tokens", 0)
-                    if need > (finding.value or 0):
-                        raise UserError(
-                            f"{self.who} needs at least {need:,} tokens of context, and {server.model} at "
-                            f"{server.price_url} has {finding.value:,}: show fewer or shorter windows, or serve it "
-                            "with more"
-                        )
+        told = [(server, finding.value) for server, finding in self._found or [] if finding.value is not None]
+        # Made only where there is something to hold them against.
+        for request in first() if told else []:
+            for server, context in told:
+                need = len(written(request)) // CHARACTERS_PER_TOKEN + getattr(request, "max_tokens", 0)
+                if self.clients.get(type(request)) is server and need > context:
+                    raise UserError(
+                        f"{self.who} needs at least {need:,} tokens of context, and {server.model} at "
+                        f"{server.price_url} has {context:,}: show fewer or shorter windows, or serve it with more"
+                    )
 
     def router(self, account: Account, stage: str) -> Router:
         """For one stage; books what examining has cost."""
@@ -179,23 +179,18 @@ def asked_of(
 
 def chat_client(session: Session, asked: AskingSettings) -> Client | Server:
     """The client that answers chat requests. Scorers that ask the same model share it, loaded once."""
-    module, llm, subject = member(CLIENTS, asked.client), asked.llm, session.settings.subject
+    module, subject = member(CLIENTS, asked.client), session.settings.subject
+    llm = getattr(module, "DEFAULT_MODEL", None) if asked.llm is None else asked.llm
     if llm is None:
-        if asked.client != "fake":
-            raise UserError(
-                f"no model for the client '{asked.client}': name one with --llm (to explain) or --scorer-llm (to judge)"
-            )
-        llm = "keyword"
-    options: dict[str, Any] = {}
-    if asked.client == "openai":
-        options = {
-            "base_url": asked.base_url, "max_concurrency": asked.max_concurrency, "timeout": asked.timeout,
-            "identity": asked.server, "schemas": asked.schemas,
-            "room": asked.room,
-        }  # fmt: skip
-    elif asked.client == "hf":
-        options = {"device": subject.device, "dtype": subject.dtype}
-    options |= asked.client_options
+        raise UserError(
+            f"no model for the client '{asked.client}': name one with --llm (to explain) or --scorer-llm (to judge)"
+        )
+    offered = {
+        "base_url": asked.base_url, "max_concurrency": asked.max_concurrency, "timeout": asked.timeout,
+        "identity": asked.server, "schemas": asked.schemas, "room": asked.room, "device": subject.device,
+        "dtype": subject.dtype,
+    }  # fmt: skip
+    options = {name: offered[name] for name in getattr(module, "TAKES", ())} | asked.client_options
     known = fingerprint([asked.client, llm, options])
     if known not in session.chat_clients:
         for earlier in session.chat_clients.values():

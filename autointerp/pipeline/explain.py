@@ -60,7 +60,7 @@ def explain(session: Session, prepared: Prepared, *, retry_failed: bool = False)
     if todo:
         session.sampler.prepare(todo)
         asked.examine()
-        asked.check_length(first_requests(explainer.explain(session.sampler.record(todo[0]), config)))
+        asked.check_length(lambda: first_requests(explainer.explain(session.sampler.record(todo[0]), config)))
 
     def units() -> Iterator[Unit]:
         for latent in todo:

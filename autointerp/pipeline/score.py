@@ -24,7 +24,7 @@ from autointerp.sampling.sampler import derangement
 from autointerp.seeds import generator
 from autointerp.types import Rows
 from prompts import render
-from prompts.requests import fingerprint
+from prompts.requests import Request, fingerprint
 from scoring.types import Outcome, Subject
 
 SHUFFLED, GENERIC = "shuffled_explanation", "generic_explanation"
@@ -84,8 +84,7 @@ def score(session: Session, prepared: Prepared, *, fresh: bool = False, retry_fa
     for each in plans:
         if each.todo:
             each.asked.examine()
-            _, begin, _ = next(units(each, session, each.todo[:1]))
-            each.asked.check_length(first_requests(begin()))
+            each.asked.check_length(partial(_first_requests, each, session))
     for each in plans:
         todo, total = each.todo, len(each.told)
         session.run.keep_prompts(each.scorer.TEMPLATES)
@@ -95,6 +94,11 @@ def score(session: Session, prepared: Prepared, *, fresh: bool = False, retry_fa
             each.scorer.NAME, units(each, session, todo), router, each.ledger, session.reporter,
             done=total - len(todo), total=total,
         )  # fmt: skip
+
+
+def _first_requests(plan: Plan, session: Session) -> list[Request]:
+    _, begin, _ = next(units(plan, session, plan.todo[:1]))
+    return first_requests(begin())
 
 
 def prepare(session: Session) -> Prepared:
