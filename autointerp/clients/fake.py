@@ -19,8 +19,8 @@ import hashlib
 import json
 import math
 import re
-from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import lru_cache
@@ -28,6 +28,7 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, get_args
 
+from autointerp.clients._fake_prompts import EXPLANATION, Oracle, by_schema, chat_with, mentions
 from autointerp.errors import UserError
 from autointerp.types import Client
 from prompts.requests import (
@@ -50,11 +51,6 @@ from prompts.requests import (
 DIMENSIONS = 256
 LIKELY, UNLIKELY = -1.0, -3.0
 """Nats per word."""
-
-FIRST_WINDOW = re.compile(r'(?m)^<window id="1">$')
-EXPLANATION = r"(?m)^Explanation: *(.+)$"
-Oracle = Callable[[str, str], bool]
-"""Whether a window's text matches an explanation: `oracle(explanation, window_text)`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +174,7 @@ def create(
 
 def keyword(argument: str = "", oracle: Oracle | None = None, pattern: str = EXPLANATION) -> Behaviour:
     """Matches words. `oracle` is ignored."""
-    chat = _chat_with(mentions, EXPLANATION)
+    chat = chat_with(mentions, EXPLANATION)
     return Behaviour(chat, first_in_prompt, words_in_prompt, bag_of_words, along=words_so_far)
 
 
@@ -189,7 +185,7 @@ def constant(argument: str = "", oracle: Oracle | None = None, pattern: str = EX
         "explanation": lambda *_: {"explanation": "a constant"},
     }
     return Behaviour(
-        chat=lambda request: _by_schema(request, answers, otherwise="a constant"),
+        chat=lambda request: by_schema(request, answers, otherwise="a constant"),
         choice=lambda request: tuple(1 / len(request.choices) for _ in request.choices),
         likelihood=lambda request: tuple((LIKELY + UNLIKELY) / 2 for _ in request.text.split()),
         embed=lambda request: bag_of_words(Embed("")),
@@ -236,7 +232,7 @@ def judged(argument: str = "", oracle: Oracle | None = None, pattern: str = EXPL
         matches = any(judge(explanation, request.text) for explanation in explanations)
         return tuple(LIKELY if matches else UNLIKELY for _ in request.text.split())
 
-    return replace(keyword(), chat=_chat_with(judge, pattern), likelihood=likelihood, along=None)
+    return replace(keyword(), chat=chat_with(judge, pattern), likelihood=likelihood, along=None)
 
 
 BEHAVIOURS: dict[str, Callable[[str, Oracle | None, str], Behaviour]] = {
@@ -247,34 +243,6 @@ BEHAVIOURS: dict[str, Callable[[str, Oracle | None, str], Behaviour]] = {
     "oracle": judged,
 }
 """By the part of the model's name before `:`. Each is called with the rest, the oracle and the pattern."""
-
-
-def mentions(explanation: str, text: str) -> bool:
-    """Whether `text` contains a quoted word of the explanation or, if it quotes none, one of 4 letters or more."""
-    # `keyword` writes `the word "X"`, and X may itself contain quotes.
-    own = re.fullmatch(r'the word "(.+)"', explanation, re.S)
-    quoted = [own.group(1)] if own else re.findall(r'["“]([^"“”]*\S[^"“”]*)["”]', explanation)
-    words = quoted or re.findall(r"[^\W\d_]{4,}", explanation)
-    # A fuzzing prompt marks tokens, which are often parts of words.
-    plain = re.sub(r"<<(.+?)>>", r"\1", text, flags=re.S).casefold()
-    return any(word.strip().casefold() in plain for word in words)
-
-
-def find_windows(prompt: str) -> list[str]:
-    """The texts between `<window id="1">`, `<window id="2">`, ... and `</window>`, in order.
-
-    A window's text may contain tags of its own: only the next id, right after a closing tag, opens a window.
-    """
-    starts: list[re.Match[str]] = []
-    opening = FIRST_WINDOW.search(prompt)
-    while opening:
-        starts.append(opening)
-        following = re.compile(rf'</window>\s*<window id="{len(starts) + 1}">')
-        opening = following.search(prompt, opening.end())
-    ends = [*(start.start() + len("</window>") for start in starts[1:]), len(prompt)]
-    # Not strict: a prompt without windows has that one end and no start.
-    bodies = (prompt[start.end() : end].rpartition("</window>")[0] for start, end in zip(starts, ends, strict=False))
-    return [body.removeprefix("\n").removesuffix("\n") for body in bodies]
 
 
 def first_in_prompt(request: Choice) -> tuple[float, ...]:
@@ -312,64 +280,6 @@ def bag_of_words(request: Embed) -> tuple[float, ...]:
         counts[0] = 1.0
     length = math.hypot(*counts)
     return tuple(count / length for count in counts)
-
-
-def _chat_with(judge: Oracle, pattern: str) -> Callable[[Chat], str | Failure]:
-    """The chat behaviour whose detection answers come from `judge`."""
-
-    def detect(prompt: str, n: int) -> dict[str, Any] | Failure:
-        # What a window says about explanations is not the explanation.
-        stated = re.search(pattern, FIRST_WINDOW.split(prompt, 1)[0])
-        windows = find_windows(prompt)
-        if stated is None or len(windows) != n:
-            # Guessing here would hide a template that the fake cannot read.
-            return Failure(
-                "error", f"fake: {len(windows)} windows for {n} answers, explanation found: {stated is not None}"
-            )
-        return {"answers": [int(judge(stated.group(1).strip(), window)) for window in windows]}
-
-    def explain(prompt: str, n: int) -> dict[str, Any]:
-        # Instructions may show the marks too, so windows go first where the prompt has them.
-        text = "\n".join(find_windows(prompt)) or prompt
-        counts = Counter(token.strip() for token in re.findall(r"<<(.+?)>>", text, re.S) if token.strip())
-        best = min(counts, key=lambda token: (-counts[token], token), default=None)
-        return {"explanation": "no token is marked" if best is None else f'the word "{best}"'}
-
-    def simulate(prompt: str, n: int) -> dict[str, Any]:
-        stated = re.search(pattern, prompt)
-        tokens = [json.loads(token) for token in re.findall(r"(?m)^\d+: (\".*\")$", prompt)]
-        explanation = stated.group(1).strip() if stated else ""
-        return {"activations": [9 * int(bool(token.strip()) and judge(explanation, token)) for token in tokens]}
-
-    def chat(request: Chat) -> str | Failure:
-        answers: dict[str, Callable[[str, int], Any]] = {
-            "answers": detect, "explanation": explain, "intruder": odd_one_out, "activations": simulate,
-        }  # fmt: skip
-        return _by_schema(request, answers, otherwise=f"reply {fingerprint(request)}")
-
-    return chat
-
-
-def odd_one_out(prompt: str, n: int) -> dict[str, int]:
-    """The window whose marked words the others mark least often; the first of several."""
-    marked = [" ".join(re.findall(r"<<(.+?)>>", text, re.S)) for text in find_windows(prompt)]
-    # Two marks side by side may be one.
-    marks = [tuple(sorted(set(text.split()))) for text in marked]
-    counts = Counter(marks)
-    return {"intruder": 1 + min(range(len(marks)), key=lambda i: (counts[marks[i]], i), default=0)}
-
-
-def _by_schema(request: Chat, answers: Mapping[str, Callable[[str, int], Any]], otherwise: str) -> str | Failure:
-    """The JSON of the answer that the schema asks for: a function of the last user message and the list's length."""
-    said = [message.content for message in request.messages if message.role == "user"]
-    # Who is asked once more, because an answer was none, has read the windows before.
-    prompt = next((text for text in reversed(said) if FIRST_WINDOW.search(text)), said[-1] if said else "")
-    properties = (request.schema or {}).get("properties", {})
-    asked = next((name for name in answers if name in properties), None)
-    if asked is None:
-        return otherwise
-    found = answers[asked](prompt, properties[asked].get("minItems", len(find_windows(prompt))))
-    return found if isinstance(found, Failure) else json.dumps(found, ensure_ascii=False)
 
 
 def _read_script(path: Path) -> list[str | Failure]:

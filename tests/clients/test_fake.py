@@ -10,7 +10,8 @@ from typing import Any, get_args
 
 import pytest
 
-from autointerp.clients.fake import DIMENSIONS, FakeClient, create, find_windows, mentions
+from autointerp.clients._fake_prompts import find_windows, mentions
+from autointerp.clients.fake import DIMENSIONS, FakeClient, create
 from autointerp.errors import UserError
 from prompts.requests import (
     Chat,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from planted_windows import CAT, DOG, by_hand, window, windows
 
-from autointerp.clients.fake import find_windows
+from autointerp.clients._fake_prompts import find_windows
 from prompts.requests import Chat, ChatReply, Failure, LikelihoodReply, Reply, Usage, reply_sha
 from scoring import detection
 from scoring.detection import Config, parse

@@ -14,7 +14,8 @@ import pytest
 from planted_windows import CAT, DOG, by_hand
 from test_decoys import corpus
 
-from autointerp.clients.fake import FakeClient, find_windows
+from autointerp.clients._fake_prompts import find_windows
+from autointerp.clients.fake import FakeClient
 from autointerp.engine.drive import Router, drive
 from prompts.requests import Chat, ChatReply, Failure, Reply, Usage
 from scoring import fuzzing

@@ -16,7 +16,7 @@ import pytest
 from planted_windows import CAT, DOG, by_hand, windows
 
 import autointerp
-from autointerp.clients.fake import find_windows
+from autointerp.clients._fake_prompts import find_windows
 from prompts.requests import Chat, ChatReply, Failure, LikelihoodReply, Reply, Usage, reply_sha
 from scoring import intruder
 from scoring.intervals import rate_interval
