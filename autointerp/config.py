@@ -143,6 +143,9 @@ class ScoreSettings(AskingSettings):
     )
     """Explanations that are graded beside a latent's own, on the same windows: another latent's, and one that fits any
     text."""
+    ci_halfwidth: float | None = Field(None, gt=0, lt=0.5)
+    """Judge a latent's windows in rounds and stop when the 95% interval of its balanced accuracy is at most twice this
+    wide (detection, fuzzing). Default: judge all."""
     control_latents: int = Field(100, ge=0)
     """Latents whose controls are graded: a seeded sample."""
     embedder: str | None = None

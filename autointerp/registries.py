@@ -12,7 +12,9 @@ from sae.registry import Registry, UnknownName
 SAES = Registry("SAE architecture", "sae.architectures", "autointerp.saes")
 SCORERS = Registry(
     "scorer", "scoring", "autointerp.scorers",
-    exclude=frozenset({"types", "intervals", "windows", "metrics", "sequential", "judging", "decoys"}),
+    exclude=frozenset({
+        "types", "intervals", "windows", "metrics", "sequential", "stopping", "judging", "readings", "decoys",
+    }),
 )  # fmt: skip
 EXPLAINERS = Registry("explainer", "autointerp.explain", "autointerp.explainers")
 CLIENTS = Registry("client", "autointerp.clients", "autointerp.clients", exclude=frozenset({"fake_server"}))
@@ -30,6 +32,8 @@ def configured(module: ModuleType, options: Mapping[str, Any], where: str) -> An
     """The module's `Config` with these options; `where` is the setting they stand in."""
     try:
         return module.Config(**options)
+    except ValueError as error:
+        raise UserError(f"config error at {where}: {error}") from error
     except TypeError as error:
         known = ", ".join(name for name, field in module.Config.__dataclass_fields__.items() if field.init)
         raise UserError(f"config error at {where}: {error} (known: {known})") from error

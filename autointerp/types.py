@@ -34,6 +34,8 @@ class LatentRecord:
     """Contexts of scoring documents that end at their first activation."""
     pole: int = 1
     """Sign of the activations that these windows are about; -1 only for latents that fire with both signs."""
+    window_rate: float | None = None
+    """Share of all windows of the corpus in which this pole fires strongest."""
     rare: bool = False
     """There are fewer activating windows on one side than `sampling.min_windows`; these are all it has."""
 

@@ -1,6 +1,6 @@
 """Detection: a judge reads the explanation and plain windows and says in which it applies. (Paulo et al. 2024, 4.2)
 
-Several windows go into one request and come back as a JSON list of 0 and 1; see `scoring.judging`.
+How windows are shown, answers read, and latents stopped early: `scoring.judging`.
 """
 
 from __future__ import annotations
@@ -9,31 +9,29 @@ import random
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
-from prompts.requests import Chat, Reply
-from scoring.judging import Shown, judge
-from scoring.judging import parse as parse
+from prompts.requests import Chat, Reply, Request
+from scoring.judging import BALANCED, JudgeConfig, judge
+from scoring.judging import needs as needs
+from scoring.readings import Shown
 from scoring.types import Outcome, Subject, Window
 from scoring.windows import evenly
 
-NAME, VERSION, WINDOWS, METRIC = "detection", "1", "score", "balanced_accuracy"
-NEEDS = frozenset({Chat})
-TEMPLATES = ("detection.v1",)
+NAME, VERSION, WINDOWS, METRIC = "detection", "2", "score", BALANCED
+NEEDS: frozenset[type[Request]] = frozenset({Chat})
+BY_READING = {"list": "detection.v1", "probabilities": "detection_one.v1"}
+TEMPLATES = tuple(BY_READING.values())
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
-    windows: int = 50
-    """Activating windows, and as many non-activating ones."""
-    per_request: int = 5
-    """Windows judged in one request."""
-    seed: int = 0
-    """Seed of the order in which windows are shown; the same for an explanation and its control."""
+class Config(JudgeConfig):
+    pass
 
 
 def score(
-    subjects: Sequence[Subject], windows: Sequence[Window], config: Config
-) -> Generator[list[Chat], Sequence[Reply], list[Outcome]]:
+    subjects: Sequence[Subject], windows: Sequence[Window], config: Config, *, base_rate: float | None = None
+) -> Generator[list[Request], Sequence[Reply], list[Outcome]]:
+    """`base_rate`: share of all windows of the corpus in which the latent fires, for figures at that rate."""
     chosen = evenly(windows, config.windows)
     random.Random(f"{config.seed}/{subjects[0].latent}").shuffle(chosen)
     shown = [Shown(window, window.text, window.activating, window.kind) for window in chosen]
-    return (yield from judge(subjects, shown, TEMPLATES[0], config.per_request))
+    return (yield from judge(subjects, shown, BY_READING, config, base_rate))

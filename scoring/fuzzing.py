@@ -11,29 +11,28 @@ import random
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from prompts.requests import Chat, Reply
+from prompts.requests import Chat, Reply, Request
 from scoring.decoys import MOVED, Decoy, Features, Matcher, active, mark
-from scoring.judging import Shown, judge
-from scoring.types import Outcome, Subject, Window
+from scoring.judging import BALANCED, JudgeConfig, judge
+from scoring.judging import needs as needs
+from scoring.readings import Shown
+from scoring.types import Metric, Outcome, Subject, Window
 
-NAME, VERSION, WINDOWS, METRIC = "fuzzing", "1", "score", "balanced_accuracy"
-NEEDS = frozenset({Chat})
-TEMPLATES = ("fuzzing.v1",)
+NAME, VERSION, WINDOWS, METRIC = "fuzzing", "2", "score", BALANCED
+NEEDS: frozenset[type[Request]] = frozenset({Chat})
+BY_READING = {"list": "fuzzing.v1", "probabilities": "fuzzing_one.v1"}
+TEMPLATES = tuple(BY_READING.values())
 
 CHOICE, ENOUGH = 3, 10
 """Non-activating windows of a kind of which one is used, if that leaves enough: matching needs a choice."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(JudgeConfig):
     windows: int = 50
     """Windows with true marks, if there are that many; each gives its marks to one decoy at most."""
     threshold: float = 0.3
     """A token is active above this share of the window's largest activation."""
-    per_request: int = 5
-    """Windows judged in one request."""
-    seed: int = 0
-    """Seed of the order in which windows are shown; the same for an explanation and its control."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +49,18 @@ class FuzzSet:
 def score(
     subjects: Sequence[Subject], windows: Sequence[Window], config: Config, *,
     frequency: Mapping[int, float] | None = None,
-) -> Generator[list[Chat], Sequence[Reply], list[Outcome]]:  # fmt: skip
+) -> Generator[list[Request], Sequence[Reply], list[Outcome]]:  # fmt: skip
     """`frequency`: shares of the corpus by token id, to match decoys by; estimated from the windows without it."""
     fuzz = fuzz_set(windows, config, frequency)
     shown = [Shown(window, mark(window, places), True, window.kind) for window, places in fuzz.positives]
     shown += [Shown(decoy.window, mark(decoy.window, decoy.places), False, kind) for kind, decoy in fuzz.decoys]
     shown.sort(key=lambda each: (each.window.window_id, each.kind))
     random.Random(f"{config.seed}/{subjects[0].latent}").shuffle(shown)
-    outcomes = yield from judge(subjects, shown, TEMPLATES[0], config.per_request)
-    return [replace(outcome, notes={"skipped_decoys": float(fuzz.skipped)}) for outcome in outcomes]
+    outcomes = yield from judge(subjects, shown, BY_READING, config)
+    # How many donors there were is what it is a share of.
+    n = fuzz.skipped + len(fuzz.decoys)
+    skipped = Metric("skipped_decoys", float(fuzz.skipped), n, 0, None, None, "")
+    return [replace(outcome, metrics=(*outcome.metrics, skipped)) for outcome in outcomes]
 
 
 def fuzz_set(windows: Sequence[Window], config: Config, frequency: Mapping[int, float] | None = None) -> FuzzSet:

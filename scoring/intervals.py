@@ -114,14 +114,13 @@ def bootstrap_mean_interval(values: Sequence[float], resamples: int = 2000, seed
     return mean - float(high) * error, mean - float(low) * error
 
 
-def rate_interval(successes: int, n: int) -> tuple[float, float]:
+def rate_interval(successes: int, n: int, z: float = Z) -> tuple[float, float]:
     """Wilson's score interval of a rate: (p + z^2/2n -+ z sqrt(p (1 - p) / n + z^2/4n^2)) / (1 + z^2/n).
 
     Written out: scipy's comes with a test that costs a hundred times as much.
     """
     if not 0 <= successes <= n or n < 1:
         raise ValueError(f"{successes} of {n} is not a rate")
-    z = Z
     rate, share = successes / n, z * z / n
     middle, half = rate + share / 2, z * math.sqrt(rate * (1 - rate) / n + share / (4 * n))
     low = 0.0 if successes == 0 else (middle - half) / (1 + share)

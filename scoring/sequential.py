@@ -30,13 +30,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scoring.intervals import CONFIDENCE
-from scoring.types import Judgement, Metric
 
 Array = NDArray[np.float64]
 GRID = 500
@@ -55,6 +53,8 @@ class ConfidenceSequence:
     interval holds whatever it is. Pairs are taken as independent, each with the same two rates, and in the order
     in which they came: choosing an order after seeing the answers would break the guarantee.
     """
+
+    METHOD = "confidence_sequence"
 
     def __init__(self, half_width: float = 0.1, confidence: float = CONFIDENCE) -> None:
         if not 0 < half_width < 0.5 or not 0 < confidence < 1:
@@ -131,46 +131,3 @@ def _nearest(m: Array, q: Array, r: Array) -> Array:
         too_high = (q - t) * u * (1 - u) < (r - u) * t * (1 - t)
         low, high = np.where(too_high, low, t), np.where(too_high, t, high)
     return np.asarray((low + high) / 2)
-
-
-def rounds(n_pairs: int, first: int = 20, step: int = 5) -> list[int]:
-    """Sizes of the rounds, in pairs: `first`, then `step` at a time until `n_pairs` are used up.
-
-    Small steps overshoot less and cost more waiting. Below 15 to 20 pairs no interval of half-width 0.1 is reached.
-    """
-    if first < 1 or step < 1:
-        raise ValueError("a round has one pair at least")
-    sizes = [min(first, n_pairs)] if n_pairs > 0 else []
-    while (left := n_pairs - sum(sizes)) > 0:
-        sizes.append(min(step, left))
-    return sizes
-
-
-def pair_up(judgements: Sequence[Judgement]) -> list[tuple[bool, bool]]:
-    """Usable answers in pairs, the k-th on an activating window with the k-th on another one.
-
-    Failed answers are passed over, and what has no partner is left out: give the judgements of all rounds, and
-    take the pairs beyond the `n` of the sequence for the next update.
-    """
-    usable = [j for j in judgements if j.prediction is not None and j.label is not None]
-    sides: list[list[bool]] = [[j.prediction is j.label for j in usable if j.label is side] for side in (True, False)]
-    return list(zip(*sides, strict=False))
-
-
-def sequential_metric(
-    sequence: ConfidenceSequence, n_failed: int, negatives: str | None = None, least: int = 5
-) -> Metric:
-    """Balanced accuracy with its confidence sequence; `n` counts windows, two for each pair."""
-    fields: dict[str, Any] = {"n": 2 * sequence.n, "n_failed": n_failed, "negatives": negatives}
-    if sequence.n < max(least, 1):
-        return Metric(
-            "balanced_accuracy", None, ci_low=None, ci_high=None, ci_method="", status="too_few_windows", **fields
-        )
-    return Metric(
-        "balanced_accuracy",
-        sequence.value,
-        ci_low=sequence.low,
-        ci_high=sequence.high,
-        ci_method="confidence_sequence",
-        **fields,
-    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 ACTIVATING = "activating"
@@ -108,11 +108,7 @@ class Metric:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a scorer returns: every judged window and the metrics drawn from them.
-
-    `notes` holds named figures of the run that are not scores (a reached KL, a strength).
-    """
+    """What a scorer returns: every judged window and the metrics drawn from them."""
 
     judgements: tuple[Judgement, ...]
     metrics: tuple[Metric, ...]
-    notes: dict[str, float] = field(default_factory=dict)

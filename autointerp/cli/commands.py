@@ -99,9 +99,9 @@ def score(
     ] = None,
     sae: options.Sae = None, client: options.Client = None, scorer_llm: options.ScorerLlm = None,
     base_url: options.BaseUrl = None, max_concurrency: options.MaxConcurrency = None,
-    embedder: options.Embedder = None, budget: options.Budget = None, batch: options.Batch = None,
-    max_failed: options.MaxFailed = None, out: options.Out = None, device: options.Device = None,
-    config: options.Config = None, sets: options.Set = None,
+    embedder: options.Embedder = None, ci_halfwidth: options.CiHalfwidth = None, budget: options.Budget = None,
+    batch: options.Batch = None, max_failed: options.MaxFailed = None, out: options.Out = None,
+    device: options.Device = None, config: options.Config = None, sets: options.Set = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Score anew with these methods.")] = False,
     retry_failed: options.RetryFailed = False, dry_run: options.DryRun = False, quiet: options.Quiet = False,
     plain: options.Plain = False,
@@ -114,8 +114,8 @@ def score(
     flags = {
         "out": run or out, "sae": sae, "score.methods": method.split(",") if method else None, "score.client": client,
         "score.llm": scorer_llm, "score.base_url": base_url, "score.max_concurrency": max_concurrency,
-        "score.embedder": embedder, "budget": budget, "batch": batch, "max_failed": max_failed,
-        "subject.device": device,
+        "score.embedder": embedder, "score.ci_halfwidth": ci_halfwidth, "budget": budget, "batch": batch,
+        "max_failed": max_failed, "subject.device": device,
     }  # fmt: skip
     earlier = earlier_settings(run, out, sae)
     if dry_run:

@@ -45,6 +45,13 @@ BaseUrl = Annotated[
 Embedder = Annotated[
     str | None, typer.Option(help="Sentence encoder: a folder, a hub id, or openai:MODEL behind an API.")
 ]
+CiHalfwidth = Annotated[
+    float | None,
+    typer.Option(
+        "--ci-halfwidth",
+        help="Judge in rounds, and stop a latent when its 95% interval is this narrow, e.g. 0.1 (detection, fuzzing).",
+    ),
+]
 MaxConcurrency = Annotated[int | None, typer.Option(help="Most requests in flight at a server.")]
 MaxFailed = Annotated[
     float | None, typer.Option(help="End with code 4 when a larger share of the answers failed (0 to 1).")

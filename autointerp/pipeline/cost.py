@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from autointerp.engine.pretend import PHRASE, asked_by, pretended
 from autointerp.engine.prices import Rates, rates
 from autointerp.pipeline.latents import choose, states
 from autointerp.pipeline.run import Run
+from autointerp.pipeline.score import config_of
 from autointerp.pipeline.session import Session
 from autointerp.progress import Reporter
 from autointerp.registries import EXPLAINERS, SCORERS, configured, member
@@ -136,7 +137,10 @@ def _scoring(seen: Session, session: Session, latents: Sequence[int], n_latents:
     settings, found = session.settings.score, []
     for name in dict.fromkeys(settings.methods):
         scorer = member(SCORERS, name)
-        config = configured(scorer, settings.options.get(name, {}), f"score.options.{name}")
+        config = config_of(scorer, settings)
+        if getattr(config, "ci_halfwidth", None) is not None:
+            # Who will stop early, nobody knows before.
+            config = replace(config, ci_halfwidth=None)
         controlled = min(n_latents, settings.control_latents)
         asked: Asks = []
         for n, n_controls in ((controlled, len(settings.controls)), (n_latents - controlled, 0)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from types import ModuleType
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from autointerp.config import ScoreSettings
 from autointerp.engine.drive import Finished
 from autointerp.engine.ledger import Ledger, work_key
 from autointerp.errors import UserError
@@ -22,7 +23,7 @@ from autointerp.pipeline.work import Unit, first_requests, work_through
 from autointerp.registries import SCORERS, configured, member
 from autointerp.sampling.sampler import derangement
 from autointerp.seeds import generator
-from autointerp.types import Rows
+from autointerp.types import LatentRecord, Rows
 from prompts import render
 from prompts.requests import Request, fingerprint
 from scoring.types import Outcome, Subject
@@ -108,7 +109,7 @@ def prepare(session: Session) -> Prepared:
         UserError: an unknown scorer or option, or nothing to score.
     """
     wanted = [member(SCORERS, name) for name in dict.fromkeys(session.settings.score.methods)]
-    scorers = [(scorer, _config(scorer, session)) for scorer in wanted]
+    scorers = [(scorer, config_of(scorer, session.settings.score)) for scorer in wanted]
     explanations = session.run.rows("explain", "explanations")
     if explanations.empty:
         raise UserError(
@@ -118,8 +119,11 @@ def prepare(session: Session) -> Prepared:
     return scorers, explanations
 
 
-def _config(scorer: ModuleType, session: Session) -> Any:
-    options = session.settings.score.options.get(scorer.NAME, {})
+def config_of(scorer: ModuleType, settings: ScoreSettings) -> Any:
+    """The scorer's options, and those of the section that it takes."""
+    options = dict(settings.options.get(scorer.NAME, {}))
+    if settings.ci_halfwidth is not None and "ci_halfwidth" in scorer.Config.__dataclass_fields__:
+        options.setdefault("ci_halfwidth", settings.ci_halfwidth)
     return configured(scorer, options, f"score.options.{scorer.NAME}")
 
 
@@ -127,7 +131,9 @@ def plan(scorer: ModuleType, config: Any, session: Session, explanations: pd.Dat
     """Nothing is asked or written yet."""
     stage_name = f"score-{scorer.NAME}"
     who = f"scorer '{scorer.NAME}'"
-    asked = asked_of(session, who, "score", session.settings.score, scorer.NEEDS, config)
+    # What is asked may depend on how: with or without the probabilities of answers.
+    needs = scorer.needs(config) if hasattr(scorer, "needs") else scorer.NEEDS
+    asked = asked_of(session, who, "score", session.settings.score, needs, config)
     model = asked.model
     prompt_sha = render.joint_sha(scorer.TEMPLATES)
     by_latent = {int(row["latent"]): {str(k): v for k, v in row.items()} for row in explanations.to_dict("records")}
@@ -168,22 +174,31 @@ def _controls(
     return found
 
 
+EXTRAS: dict[str, Callable[[Session, LatentRecord], Any]] = {
+    "frequency": lambda session, record: session.token_shares,
+    "base_rate": lambda session, record: record.window_rate,
+}
+"""What the windows of one latent cannot tell, for scorers that take an argument of that name."""
+
+
 def units(plan: Plan, session: Session, latents: list[int]) -> Iterator[Unit]:
     """What is asked about these latents: an explanation and its control, on the same windows."""
     scorer = plan.scorer
     session.sampler.prepare(latents)
-    # What the windows of one latent cannot tell, for scorers that take it.
     takes = inspect.signature(scorer.score).parameters
-    extras = {"frequency": session.token_shares} if "frequency" in takes else {}
+    wanted = {name: find for name, find in EXTRAS.items() if name in takes}
     for latent in latents:
         record, row = session.sampler.record(latent), plan.by_latent[latent]
         subjects = [Subject(latent, row["text"], row["explanation_id"], session.control)]
         subjects += [Subject(latent, *control) for control in plan.controls.get(latent, [])]
         yield (
             plan.keys[latent],
-            partial(scorer.score, subjects, getattr(record, scorer.WINDOWS), plan.config, **extras),
+            partial(
+                scorer.score, subjects, getattr(record, scorer.WINDOWS), plan.config,
+                **{name: find(session, record) for name, find in wanted.items()},
+            ),
             partial(_rows, session, scorer, plan.common, row, subjects),
-        )
+        )  # fmt: skip
 
 
 def _unexplained(common: dict[str, Any], row: dict[str, Any], metric: str) -> dict[str, Any]:

@@ -132,6 +132,7 @@ class Sampler:
             explain=self._side(drawing, EXPLAIN),
             score=self._side(drawing, SCORE),
             prompts=self._prompts(drawing),
+            window_rate=len(firing.windows) / self.grid.n if self.grid.n else None,
             rare=any(int((drawing.side_of == side).sum()) < self.config.min_windows for side in (EXPLAIN, SCORE)),
         )
 

@@ -59,7 +59,7 @@ def test_every_member_is_listed_once(kind: str, names: list[str]) -> None:
 
 def test_scorers_say_what_they_need() -> None:
     lines = {line.split(":")[0]: line for line in listed("scorers").splitlines()}
-    assert "needs: Chat;" in lines["detection"] and "version: 1;" in lines["detection"]
+    assert "needs: Chat;" in lines["detection"] and "version: 2;" in lines["detection"]
     assert "needs: Likelihood, Steer;" in lines["intervention"] and "first activation" in lines["intervention"]
     assert "activating and other windows" in lines["surprisal"]
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 from prompts.requests import Reply
-from scoring.types import ACTIVATING, RANDOM, Subject, Window
+from scoring.types import ACTIVATING, RANDOM, Metric, Outcome, Subject, Window
 
 CAT = Subject(7, "cat", "e0")
 DOG = Subject(7, "dog", "e1", "shuffled_explanation")
@@ -32,6 +32,11 @@ def windows(n: int, m: int | None = None) -> list[Window]:
     """`n` activating windows, then `m` others (default: as many)."""
     others = range(n, n + (n if m is None else m))
     return [window(i, True, strength=1 + i) for i in range(n)] + [window(i, False) for i in others]
+
+
+def figures(outcome: Outcome, name: str = "balanced_accuracy") -> list[Metric]:
+    """Of one metric, against each kind of negatives."""
+    return [metric for metric in outcome.metrics if metric.metric == name]
 
 
 def by_hand(asking: Generator[Any, Any, Any], reply: Callable[[Any], Reply]) -> tuple[Any, list[Sequence[Any]]]:

@@ -13,7 +13,8 @@ from planted_windows import CAT, DOG, by_hand, window, windows
 from autointerp.clients._fake_prompts import find_windows
 from prompts.requests import Chat, ChatReply, Failure, LikelihoodReply, Reply, Usage, reply_sha
 from scoring import detection
-from scoring.detection import Config, parse
+from scoring.detection import Config
+from scoring.readings import parse
 
 
 def judge(request: Chat) -> ChatReply:
@@ -60,7 +61,7 @@ def test_the_order_is_shuffled_and_seeded() -> None:
 def test_answers_are_booked_on_their_windows() -> None:
     (outcome,), rounds = by_hand(detection.score([CAT], windows(6, 8), Config()), judge)
     assert all(j.prediction is j.label and j.status == "ok" for j in outcome.judgements)
-    (metric,) = outcome.metrics
+    metric, *_ = outcome.metrics
     assert (metric.metric, metric.value, metric.n, metric.n_failed) == ("balanced_accuracy", 1.0, 14, 0)
     assert sum(j.prompt_tokens for j in outcome.judgements) == 100 * len(rounds[0])
     assert sum(j.completion_tokens for j in outcome.judgements) == 7 * len(rounds[0])

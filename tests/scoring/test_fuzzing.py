@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
-from planted_windows import CAT, DOG, by_hand
+from planted_windows import CAT, DOG, by_hand, figures
 from test_decoys import corpus
 
 from autointerp.clients._fake_prompts import find_windows
@@ -53,14 +53,17 @@ def yes(request: Chat) -> Reply:
 )  # fmt: skip
 def test_a_judge_gets_what_it_knows(say: Callable[[bool], bool], value: float) -> None:
     outcome = knowing(corpus(kinds=KINDS), say)
-    assert [(m.metric, m.negatives) for m in outcome.metrics] == [
-        ("balanced_accuracy", "mixed"), *(("balanced_accuracy", kind) for kind in sorted((MOVED, *KINDS))),
-    ]  # fmt: skip
-    assert {m.value for m in outcome.metrics} == {value} and {m.n_failed for m in outcome.metrics} == {0}
+    metrics = figures(outcome)
+    assert outcome.metrics[0] == metrics[0], "the headline comes first"
+    assert [m.negatives for m in metrics] == ["mixed", *sorted((MOVED, *KINDS))]
+    assert {m.value for m in metrics} == {value} and {m.n_failed for m in outcome.metrics} == {0}
+    (recall,) = figures(outcome, "recall")
+    said = [j.prediction for j in outcome.judgements if j.label]
+    assert recall.value == sum(map(bool, said)) / len(said)
 
 
 def test_one_kind_of_decoys_gives_one_figure() -> None:
-    (metric,) = knowing(corpus(kinds=()), lambda t: t).metrics
+    (metric,) = figures(knowing(corpus(kinds=()), lambda t: t))
     assert (metric.value, metric.negatives) == (1.0, MOVED)
 
 
@@ -69,9 +72,10 @@ def test_judgements_say_which_marks_were_true() -> None:
     kinds = Counter((j.kind, j.label) for j in outcome.judgements)
     assert set(kinds) == {("activating", True), (MOVED, False), (RANDOM, False), ("hard:cofiring", False)}
     assert len({j.window_id for j in outcome.judgements}) == len(outcome.judgements) == outcome.metrics[0].n
-    by_kind = {m.negatives: m.n for m in outcome.metrics}
+    by_kind = {m.negatives: m.n for m in figures(outcome)}
     assert by_kind[MOVED] == kinds["activating", True] + kinds[MOVED, False]
-    assert outcome.notes == {"skipped_decoys": 0.0}
+    (skipped,) = figures(outcome, "skipped_decoys")
+    assert (skipped.value, skipped.n) == (0.0, sum(not j.label for j in outcome.judgements))
 
 
 def test_per_kind_figures_are_of_that_kind() -> None:
@@ -82,7 +86,7 @@ def test_per_kind_figures_are_of_that_kind() -> None:
         return ChatReply(json.dumps({"answers": [int(known.get(text) in (None, MOVED)) for text in shown]}))
 
     (outcome,), _ = by_hand(fuzzing.score([CAT], corpus(kinds=KINDS), Config()), reader)
-    values = {m.negatives: m.value for m in outcome.metrics}
+    values = {m.negatives: m.value for m in figures(outcome)}
     assert (values[MOVED], values[RANDOM], values["hard:cofiring"]) == (0.5, 1.0, 1.0)
     assert 0.5 < (values["mixed"] or 0) < 1
 

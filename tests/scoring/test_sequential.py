@@ -10,7 +10,8 @@ import pytest
 from numpy.typing import NDArray
 
 from scoring.intervals import balanced_accuracy_metric
-from scoring.sequential import GRID, ConfidenceSequence, _bets, pair_up, rounds, sequential_metric
+from scoring.sequential import GRID, ConfidenceSequence, _bets
+from scoring.stopping import pair_up, rounds, stopped_metric
 from scoring.types import Judgement
 
 LATENTS = 2000
@@ -150,9 +151,9 @@ def test_pairs_pass_over_failed_answers() -> None:
 def test_the_metric_says_how_its_interval_was_made() -> None:
     sequence = ConfidenceSequence()
     sequence.update([(True, True)] * 4)
-    few = sequential_metric(sequence, 3, "random")
+    few = stopped_metric(sequence, 3, "random")
     assert (few.value, few.ci_low, few.status, few.n, few.n_failed) == (None, None, "too_few_windows", 8, 3)
     sequence.update([(True, False)] * 8)
-    metric = sequential_metric(sequence, 3, "random")
+    metric = stopped_metric(sequence, 3, "random")
     assert metric.value == pytest.approx(16 / 24) and (metric.n, metric.negatives) == (24, "random")
     assert (metric.ci_low, metric.ci_high, metric.ci_method) == (sequence.low, sequence.high, "confidence_sequence")
