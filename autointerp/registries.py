@@ -14,6 +14,7 @@ SCORERS = Registry(
     "scorer", "scoring", "autointerp.scorers",
     exclude=frozenset({
         "types", "intervals", "windows", "metrics", "sequential", "stopping", "judging", "readings", "decoys",
+        "simulators",
     }),
 )  # fmt: skip
 EXPLAINERS = Registry("explainer", "autointerp.explain", "autointerp.explainers")
@@ -26,6 +27,12 @@ def member(registry: Registry, name: str) -> ModuleType:
         return registry[name]
     except UnknownName as error:
         raise UserError(str(error)) from error
+
+
+def needs_of(module: ModuleType, config: Any) -> frozenset[type]:
+    """What an explainer or scorer asks; with some, that depends on how they are configured."""
+    found: frozenset[type] = module.needs(config) if hasattr(module, "needs") else module.NEEDS
+    return found
 
 
 def configured(module: ModuleType, options: Mapping[str, Any], where: str) -> Any:

@@ -5,6 +5,6 @@ windows of a latent it grades on), a frozen `Config`, and
 
     score(subjects, windows, config) -> generator of requests, replies in, list of `Outcome` out
 
-which grades several explanations of one latent on the same windows, so that an explanation and its
+(and `needs(config)`, where what it asks depends on that), which grades several explanations of one latent on the same windows, so that an explanation and its
 control are paired by construction and share every request that does not depend on them.
 """

@@ -62,13 +62,15 @@ class Window:
 class Subject:
     """What a scorer grades: one explanation of one latent.
 
-    `latent` is an index into the SAE; scorers that intervene need it, the others only pass it on.
+    `latent` is an index into the SAE and `pole` the sign of the activations that are explained; scorers that intervene
+    need them, the others only pass them on.
     """
 
     latent: int
     explanation: str
     explanation_id: str = ""
     control: str = "none"
+    pole: int = 1
 
 
 @dataclass(frozen=True, slots=True)

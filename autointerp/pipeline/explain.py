@@ -13,11 +13,11 @@ from autointerp.engine.drive import Finished
 from autointerp.engine.ledger import Ledger, work_key
 from autointerp.explain._proposal import Proposal
 from autointerp.pipeline.clients import Asked, asked_of
-from autointerp.pipeline.latents import choose, parse, states, write_latents
+from autointerp.pipeline.latents import choose, parse, states, targets, write_latents
 from autointerp.pipeline.rows import failure_rows
 from autointerp.pipeline.session import Session
 from autointerp.pipeline.work import Unit, first_requests, work_through
-from autointerp.registries import EXPLAINERS, configured, member
+from autointerp.registries import EXPLAINERS, configured, member, needs_of
 from autointerp.store import layout
 from autointerp.types import LatentRecord, Rows
 from prompts import render
@@ -32,41 +32,45 @@ Prepared = tuple[ModuleType, Any, Asked]
 
 
 def explain(session: Session, prepared: Prepared, *, retry_failed: bool = False) -> list[int]:
-    """Explain the chosen latents with what `prepare` made; returns them. Finished ones are not asked again."""
+    """Explain the chosen latents, each pole for itself, with what `prepare` made; returns the latents.
+
+    Finished ones are not asked again.
+    """
     explainer, config, asked = prepared
     session.run.account.cache.again = retry_failed
     state, counts = states(session)
     write_latents(session, state, counts)
     latents = choose(session, state)
+    poles = targets(session, latents)
     session.run.keep_prompts(explainer.TEMPLATES)
     model = asked.model
     prompt_sha = render.joint_sha(explainer.TEMPLATES)
     keys = {
-        latent: work_key(
-            STAGE, latent=latent, explainer=explainer.NAME, config=config, model=model, weights=asked.weights,
-            prompt=prompt_sha, sampling=session.sampling_sha,
+        (latent, pole): work_key(
+            STAGE, latent=latent, pole=pole, explainer=explainer.NAME, config=config, model=model,
+            weights=asked.weights, prompt=prompt_sha, sampling=session.sampling_sha,
         )
-        for latent in latents
+        for latent, pole in poles
     }  # fmt: skip
     ledger = Ledger(session.run.folder, STAGE)
     if retry_failed:
         earlier = ledger.rows("explanations", set(keys.values()))
         ledger.forget(set(earlier.loc[earlier["status"] != "ok", "work_key"]))
-    todo = [latent for latent in latents if keys[latent] not in ledger]
-    done = len(latents) - len(todo)
+    todo = [target for target in poles if keys[target] not in ledger]
+    done = len(poles) - len(todo)
     if done:
-        session.reporter.say(f"{done} of {len(latents)} latents are explained already")
+        session.reporter.say(f"{done} of {len(poles)} latents are explained already")
 
     if todo:
-        session.sampler.prepare(todo)
+        session.sampler.prepare(sorted({latent for latent, _ in todo}))
         asked.examine()
-        asked.check_length(lambda: first_requests(explainer.explain(session.sampler.record(todo[0]), config)))
+        asked.check_length(lambda: first_requests(explainer.explain(session.sampler.record(*todo[0]), config)))
 
     def units() -> Iterator[Unit]:
-        for latent in todo:
-            record = session.sampler.record(latent)
+        for target in todo:
+            record = session.sampler.record(*target)
             yield (
-                keys[latent],
+                keys[target],
                 partial(explainer.explain, record, config),
                 partial(_rows, session, record, explainer.NAME, model, prompt_sha),
             )
@@ -78,7 +82,7 @@ def explain(session: Session, prepared: Prepared, *, retry_failed: bool = False)
     if before and before != set(keys.values()) and session.run.unselect("score-"):
         # Scores of other explanations, or controls drawn from them, would stand beside these as if they were theirs.
         session.reporter.say("the explanations changed: earlier scores are left out until they are scored again")
-    work_through(STAGE, units(), router, ledger, session.reporter, done=done, total=len(latents))
+    work_through(STAGE, units(), router, ledger, session.reporter, done=done, total=len(poles))
     return latents
 
 
@@ -94,7 +98,7 @@ def prepare(session: Session) -> Prepared:
     if settings.latents:
         parse(settings.latents, np.arange(0), session.sae.n_latents, settings.seed)
     who = f"explainer '{explainer.NAME}'"
-    asked = asked_of(session, who, "explain", settings.explain, explainer.NEEDS, config)
+    asked = asked_of(session, who, "explain", settings.explain, needs_of(explainer, config), config)
     if not layout.finished(session.store_folder):
         # Collecting takes long; what would stop the run after it is found out before.
         asked.examine()
@@ -109,7 +113,7 @@ def _rows(
     about = {"run_id": session.run.run_id, "sae_id": session.sae_id, "latent": latent, "pole": record.pole}
     explanation = {
         **about,
-        "explanation_id": fingerprint([session.sae_id, latent, explainer, model, proposal.text]),
+        "explanation_id": fingerprint([session.sae_id, latent, record.pole, explainer, model, proposal.text]),
         "explainer": explainer,
         "explainer_model": model,
         "text": proposal.text,

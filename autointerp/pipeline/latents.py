@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -67,6 +68,22 @@ def choose(session: Session, state: NDArray[np.str_]) -> list[int]:
             f"on {session.store.n_tokens:,} tokens; collect more with --tokens, or lower sampling.min_windows"
         )
     return sorted(int(i) for i in chosen)
+
+
+Target = tuple[int, int]
+"""What is explained and scored: a latent's pole, 1 or -1."""
+
+
+def targets(session: Session, latents: Sequence[int]) -> list[Target]:
+    """The poles of these latents that are explained: the main one, and the other where it fires enough by itself.
+
+    What makes a latent fire and what makes it fire negatively are two things; one explanation would be of neither.
+    """
+    found, sampler = [], session.sampler
+    for latent in latents:
+        main = sampler.pole_of(latent)
+        found += [(latent, pole) for pole in (main, -main) if pole == main or sampler.fires_enough(latent, pole)]
+    return found
 
 
 def parse(text: str, live: NDArray[np.int64], n_latents: int, seed: int) -> NDArray[np.int64]:

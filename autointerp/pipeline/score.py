@@ -17,10 +17,11 @@ from autointerp.engine.drive import Finished
 from autointerp.engine.ledger import Ledger, work_key
 from autointerp.errors import UserError
 from autointerp.pipeline.clients import Asked, asked_of
+from autointerp.pipeline.latents import Target
 from autointerp.pipeline.rows import failure_rows
 from autointerp.pipeline.session import Session
 from autointerp.pipeline.work import Unit, first_requests, work_through
-from autointerp.registries import SCORERS, configured, member
+from autointerp.registries import SCORERS, configured, member, needs_of
 from autointerp.sampling.sampler import derangement
 from autointerp.seeds import generator
 from autointerp.types import LatentRecord, Rows
@@ -33,6 +34,8 @@ GENERIC_TEXT = "common words and phrases of ordinary text"
 """An explanation that fits any text; what it scores, a method gives away."""
 
 
+Control = tuple[str, str, str]
+"""Text, id and name of the control."""
 Prepared = tuple[list[tuple[ModuleType, Any]], pd.DataFrame]
 """Scorers with their configs, and the explanations that they grade."""
 
@@ -45,24 +48,23 @@ class Plan:
     config: Any
     asked: Asked
     ledger: Ledger
-    keys: dict[int, str]
-    """Work keys by latent."""
-    controls: dict[int, list[tuple[str, str, str]]]
-    """By latent, what is graded beside its own explanation: text, id and name of the control."""
-    by_latent: dict[int, dict[str, Any]]
-    """Explanations."""
+    keys: dict[Target, str]
+    """Work keys by latent and pole, as everything here."""
+    controls: dict[Target, list[Control]]
+    """What is graded beside an explanation."""
+    explanations: dict[Target, dict[str, Any]]
     common: dict[str, Any]
     """Columns that all scores share."""
-    told: list[int]
-    """Latents that have an explanation."""
+    told: list[Target]
+    """Those that have an explanation."""
 
     @property
     def stage(self) -> str:
         return f"score-{self.scorer.NAME}"
 
     @property
-    def todo(self) -> list[int]:
-        return [latent for latent in self.told if self.keys[latent] not in self.ledger]
+    def todo(self) -> list[Target]:
+        return [target for target in self.told if self.keys[target] not in self.ledger]
 
 
 def score(session: Session, prepared: Prepared, *, fresh: bool = False, retry_failed: bool = False) -> None:
@@ -77,10 +79,10 @@ def score(session: Session, prepared: Prepared, *, fresh: bool = False, retry_fa
         if fresh:
             each.ledger.forget(set(each.keys.values()))
             session.run.account.cache.forget_replies(each.stage)
-        for latent in each.by_latent.keys() - set(each.told):
+        for target in each.explanations.keys() - set(each.told):
             # An explanation that failed has no score: null, with its reason, never dropped.
-            row = _unexplained(each.common, each.by_latent[latent], each.scorer.METRIC)
-            each.ledger.record(each.keys[latent], {"scores": [row]})
+            row = _unexplained(each.common, each.explanations[target], each.scorer.METRIC)
+            each.ledger.record(each.keys[target], {"scores": [row]})
     # What a server lacks for any scorer is reported before the first of them spends anything.
     for each in plans:
         if each.todo:
@@ -131,21 +133,21 @@ def plan(scorer: ModuleType, config: Any, session: Session, explanations: pd.Dat
     """Nothing is asked or written yet."""
     stage_name = f"score-{scorer.NAME}"
     who = f"scorer '{scorer.NAME}'"
-    # What is asked may depend on how: with or without the probabilities of answers.
-    needs = scorer.needs(config) if hasattr(scorer, "needs") else scorer.NEEDS
-    asked = asked_of(session, who, "score", session.settings.score, needs, config)
+    asked = asked_of(session, who, "score", session.settings.score, needs_of(scorer, config), config)
     model = asked.model
     prompt_sha = render.joint_sha(scorer.TEMPLATES)
-    by_latent = {int(row["latent"]): {str(k): v for k, v in row.items()} for row in explanations.to_dict("records")}
-    told = [latent for latent, row in by_latent.items() if isinstance(row["text"], str)]
-    controls = _controls(session, told, by_latent)
+    by_target = {
+        (int(row["latent"]), int(row["pole"])): {str(k): v for k, v in row.items()}
+        for row in explanations.to_dict("records")
+    }
+    told = [target for target, row in by_target.items() if isinstance(row["text"], str)]
+    controls = _controls(session, told, by_target)
     keys = {}
-    for latent, row in by_latent.items():
-        other = controls.get(latent)
-        keys[latent] = work_key(
-            stage_name, latent=latent, text=row["text"], control=other, version=scorer.VERSION, config=asdict(config),
-            model=model, weights=asked.weights, prompt=prompt_sha, sampling=session.sampling_sha,
-            hookpoint=session.hookpoint,
+    for target, row in by_target.items():
+        keys[target] = work_key(
+            stage_name, latent=target[0], pole=target[1], text=row["text"], control=controls.get(target),
+            version=scorer.VERSION, config=asdict(config), model=model, weights=asked.weights, prompt=prompt_sha,
+            sampling=session.sampling_sha, hookpoint=session.hookpoint,
         )  # fmt: skip
     ledger = Ledger(session.run.folder, stage_name)
     common = {
@@ -153,24 +155,31 @@ def plan(scorer: ModuleType, config: Any, session: Session, explanations: pd.Dat
         "method": scorer.NAME, "method_version": scorer.VERSION, "scorer_model": model,
         "prompt_sha": prompt_sha or None, "seed": session.settings.seed, "draw": 0,
     }  # fmt: skip
-    return Plan(scorer, config, asked, ledger, keys, controls, by_latent, common, told)
+    return Plan(scorer, config, asked, ledger, keys, controls, by_target, common, told)
 
 
 def _controls(
-    session: Session, told: list[int], by_latent: dict[int, dict[str, Any]]
-) -> dict[int, list[tuple[str, str, str]]]:
+    session: Session, told: list[Target], explanations: dict[Target, dict[str, Any]]
+) -> dict[Target, list[Control]]:
     """Of a seeded sample of the latents that have an explanation."""
     settings, seed = session.settings.score, session.settings.seed
-    order = generator(seed, "controls").permutation(np.array(sorted(told), dtype=np.int64))
-    partner = derangement(told, seed) if SHUFFLED in settings.controls else {}
-    found: dict[int, list[tuple[str, str, str]]] = {}
-    for latent in order[: settings.control_latents].tolist():
-        found[latent] = []
+    latents = sorted({latent for latent, _ in told})
+    order = generator(seed, "controls").permutation(np.array(latents, dtype=np.int64))
+    chosen = set(order[: settings.control_latents].tolist())
+    partner = derangement(latents, seed) if SHUFFLED in settings.controls else {}
+    known, found = set(told), {}
+    for latent, pole in told:
+        if latent not in chosen:
+            continue
+        mine: list[Control] = []
         if latent in partner:
-            other = by_latent[partner[latent]]
-            found[latent].append((other["text"], other["explanation_id"], SHUFFLED))
+            # Another latent's, of the same pole where it has one: a latent's other pole is not just any explanation.
+            same, opposite = ((partner[latent], sign) for sign in (pole, -pole))
+            other = explanations[same if same in known else opposite]
+            mine.append((other["text"], other["explanation_id"], SHUFFLED))
         if GENERIC in settings.controls:
-            found[latent].append((GENERIC_TEXT, fingerprint(GENERIC_TEXT), GENERIC))
+            mine.append((GENERIC_TEXT, fingerprint(GENERIC_TEXT), GENERIC))
+        found[latent, pole] = mine
     return found
 
 
@@ -181,18 +190,18 @@ EXTRAS: dict[str, Callable[[Session, LatentRecord], Any]] = {
 """What the windows of one latent cannot tell, for scorers that take an argument of that name."""
 
 
-def units(plan: Plan, session: Session, latents: list[int]) -> Iterator[Unit]:
-    """What is asked about these latents: an explanation and its control, on the same windows."""
+def units(plan: Plan, session: Session, targets: list[Target]) -> Iterator[Unit]:
+    """What is asked about these: an explanation and its controls, on the same windows."""
     scorer = plan.scorer
-    session.sampler.prepare(latents)
+    session.sampler.prepare(sorted({latent for latent, _ in targets}))
     takes = inspect.signature(scorer.score).parameters
     wanted = {name: find for name, find in EXTRAS.items() if name in takes}
-    for latent in latents:
-        record, row = session.sampler.record(latent), plan.by_latent[latent]
-        subjects = [Subject(latent, row["text"], row["explanation_id"], session.control)]
-        subjects += [Subject(latent, *control) for control in plan.controls.get(latent, [])]
+    for target in targets:
+        record, row = session.sampler.record(*target), plan.explanations[target]
+        told: list[Control] = [(row["text"], row["explanation_id"], session.control), *plan.controls.get(target, [])]
+        subjects = [Subject(target[0], *each, pole=target[1]) for each in told]
         yield (
-            plan.keys[latent],
+            plan.keys[target],
             partial(
                 scorer.score, subjects, getattr(record, scorer.WINDOWS), plan.config,
                 **{name: find(session, record) for name, find in wanted.items()},
@@ -203,8 +212,8 @@ def units(plan: Plan, session: Session, latents: list[int]) -> Iterator[Unit]:
 
 def _unexplained(common: dict[str, Any], row: dict[str, Any], metric: str) -> dict[str, Any]:
     return {
-        **common, "latent": row["latent"], "explanation_id": row["explanation_id"], "explainer": row["explainer"],
-        "explainer_model": row["explainer_model"], "negatives": None, "metric": metric,
+        **common, "latent": row["latent"], "pole": row["pole"], "explanation_id": row["explanation_id"],
+        "explainer": row["explainer"], "explainer_model": row["explainer_model"], "negatives": None, "metric": metric,
         "value": None, "n": 0, "n_failed": 0, "ci_low": None, "ci_high": None, "ci_method": None,
         "status": "no_explanation",
     }  # fmt: skip
@@ -218,7 +227,12 @@ def _rows(
     scores, judgements = [], []
     outcomes: list[Outcome] = finished.result
     for subject, outcome in zip(subjects, outcomes, strict=True):
-        who = {"latent": latent, "explanation_id": subject.explanation_id, "control": subject.control}
+        who = {
+            "latent": latent,
+            "pole": subject.pole,
+            "explanation_id": subject.explanation_id,
+            "control": subject.control,
+        }
         scores += [
             {
                 **common, **who, "explainer": row["explainer"], "explainer_model": row["explainer_model"],

@@ -61,6 +61,15 @@ class Sampler:
         poles = self.store.poles[latent]
         return -1 if poles["n_negative"] > poles["n_positive"] else 1
 
+    def fires_enough(self, latent: int, pole: int) -> bool:
+        """Whether a pole has `min_windows` activating windows on either side."""
+        least = self.config.min_windows
+        if self.store.poles[latent]["n_positive" if pole == 1 else "n_negative"] < 2 * least:
+            return False
+        positions, values = self.store.of(latent)
+        sides = self.grid.side_of[Firing.of(self.grid, positions, values, pole).windows]
+        return all(int((sides == side).sum()) >= least for side in (EXPLAIN, SCORE))
+
     def window_counts(self) -> NDArray[np.int64]:
         """Distinct activating windows of each latent on its poorer side, `[F]`: what decides live or rare.
 

@@ -13,13 +13,13 @@ def _schema(**columns: pa.DataType) -> pa.Schema:
 
 SCORES = _schema(
     run_id=S, model=S, sae_id=S, sae_sha=S, arch=S, hookpoint=S, layer=N, width=N, l0=F, latent=N,
-    explanation_id=S, explainer=S, explainer_model=S, method=S, method_version=S, scorer_model=S,
+    pole=N, explanation_id=S, explainer=S, explainer_model=S, method=S, method_version=S, scorer_model=S,
     control=S, negatives=S, metric=S, value=F, n=N, n_failed=N, ci_low=F, ci_high=F, ci_method=S,
     status=S, prompt_sha=S, seed=N, draw=N,
 )  # fmt: skip
 
 JUDGEMENTS = _schema(
-    run_id=S, sae_id=S, latent=N, explanation_id=S, method=S, control=S, window_id=S, kind=S, quantile=N,
+    run_id=S, sae_id=S, latent=N, pole=N, explanation_id=S, method=S, control=S, window_id=S, kind=S, quantile=N,
     label=B, prediction=B, probability=F, status=S, reply_sha=S, prompt_tokens=N, completion_tokens=N,
     clean_text=S, steered_text=S,
 )  # fmt: skip

@@ -22,7 +22,7 @@ from autointerp.explain import contrastive, default, ensemble
 from autointerp.explain._proposal import Proposal
 from autointerp.registries import EXPLAINERS, configured
 from autointerp.types import LatentRecord
-from prompts.requests import Chat, ChatReply, Embed, EmbedReply, Failure, Reply
+from prompts.requests import Chat, ChatReply, Embed, EmbedReply, Failure, Likelihood, Reply
 from scoring.types import ACTIVATING, RANDOM, Window
 
 imported: Any = importlib.import_module("autointerp.explain.import")
@@ -174,6 +174,28 @@ def test_embeddings_that_fail() -> None:
     assert without(lambda text: text == "apple").text in ("stone", "end")
     assert without(lambda text: text.endswith("stone end")) == Proposal(None, "embedding_failed")
     assert without(lambda text: True) == Proposal(None, "embedding_failed")
+
+
+def test_the_best_candidate_by_likelihood() -> None:
+    """The reader finds words likelier that stand in its prompt."""
+    config = ensemble.Config(by="likelihood")
+    reader = FakeClient()
+
+    def reply(some: Callable[[Any], Reply], request: Any) -> Reply:
+        return reader.reply(request) if isinstance(request, Likelihood) else some(request)
+
+    for order in (["end", "apple", "stone"], ["stone", "end", "apple"]):
+        proposal, rounds = by_hand(ensemble.explain(record(), config), lambda r, some=answers(order): reply(some, r))
+        assert proposal == Proposal("apple")
+        assert len(rounds[1]) == (1 + 3) * 12, "a baseline and three candidates, each window once"
+    lost = by_hand(
+        ensemble.explain(record(), config),
+        lambda r: Failure("error", "") if isinstance(r, Likelihood) else answers(["a", "b", "c"])(r),
+    )
+    assert lost[0] == Proposal(None, "likelihood_failed")
+    assert ensemble.needs(config) == {Chat, Likelihood} and ensemble.needs(ensemble.Config()) == {Chat, Embed}
+    with pytest.raises(UserError, match="by embedding or likelihood, not by 'luck'"):
+        ensemble.Config(by="luck")  # type: ignore[arg-type]
 
 
 def test_an_ensemble_needs_both_kinds_and_a_candidate() -> None:

@@ -66,6 +66,31 @@ def test_neurons(world: Any, cli: Callable[..., Any], tmp_path: Path) -> None:
         here = positions < store.context_length
         found[positions[here], latent] = torch.from_numpy(values[here].copy())
     torch.testing.assert_close(found, kept, atol=1e-5, rtol=1e-4)
+    each_pole_is_explained_and_scored_for_itself(out, scores, store)
+
+
+def each_pole_is_explained_and_scored_for_itself(out: Path, scores: pd.DataFrame, store: LatentStore) -> None:
+    """Neurons fire with both signs."""
+    told = autointerp.load_explanations(out)
+    both = set(told.loc[told["pole"] == 1, "latent"]) & set(told.loc[told["pole"] == -1, "latent"])
+    assert both, "no neuron fires enough with both signs"
+    assert not told.duplicated(["latent", "pole"]).any() and told["explanation_id"].is_unique
+    windows = autointerp.load_table(out, "windows").query("kind == 'activating'")
+    for (latent, pole), group in windows.groupby(["latent", "pole"]):
+        assert latent in set(told["latent"])
+        for values in group["activations"]:
+            assert pole * values[np.abs(values).argmax()] > 0, "the strongest activation is of the pole's sign"
+    for latent in both:
+        mine = windows[windows["latent"] == latent]
+        shown = [set(mine.loc[mine["pole"] == pole, "window_id"]) for pole in (1, -1)]
+        assert shown[0] and shown[1] and not shown[0] & shown[1]
+    own = scores.query("control == 'neurons_topk' and metric == 'balanced_accuracy'")
+    assert set(zip(own["latent"], own["pole"], own["explanation_id"], strict=True)) == set(
+        zip(told["latent"], told["pole"], told["explanation_id"], strict=True)
+    )
+    of = told.set_index("explanation_id")["latent"]
+    shuffled = scores.query("control == 'shuffled_explanation'")
+    assert (of.loc[shuffled["explanation_id"]].to_numpy() != shuffled["latent"].to_numpy()).all()
 
 
 @pytest.mark.parametrize("null", ["random_sae", "random_model"])

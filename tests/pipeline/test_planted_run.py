@@ -53,10 +53,12 @@ def test_scores_and_controls(explained: Path, cli: Callable[..., Any]) -> None:
     for table, schema in TABLES.items():
         if (explained / f"{table}.parquet").is_file():
             assert pq.read_schema(explained / f"{table}.parquet").names == schema.names
-    detection = scores.query("method == 'detection'").pivot_table(index="latent", columns="control", values="value")
+    detection = scores.query("method == 'detection' and metric == 'balanced_accuracy'").pivot_table(
+        index="latent", columns="control", values="value"
+    )
     assert (detection["none"] == 1.0).all()
     assert (detection["shuffled_explanation"] < 0.6).all()
-    real = scores.query("method == 'detection' and control == 'none'")
+    real = scores.query("method == 'detection' and control == 'none' and metric == 'balanced_accuracy'")
     assert (real["ci_low"] < 1).all()
     assert (real["ci_high"] == 1).all()
     assert real["n"].tolist() == [30] * 8
@@ -136,7 +138,8 @@ def test_failed_explanations_are_rows_with_a_reason(world: Any, cli: Callable[..
     scores = autointerp.load_scores(out).query("control == 'none'").set_index("latent")
     assert scores.loc[0, "status"] == "no_explanation"
     assert pd.isna(scores.loc[0, "value"])
-    assert len(scores) == 8
+    # Where there is no explanation, the headline is null; no other figure is made up.
+    assert len(scores.query("metric == 'balanced_accuracy'")) == 8 and scores.loc[[0, 1], "metric"].nunique() == 1
 
     ended = cli("explain", "--sae", world.sae, "--client", "fake", "--out", out, *SMALL, "--retry-failed")
     assert ended.code == 0, ended.err
@@ -167,7 +170,7 @@ def test_every_scorer_that_asks_a_judge_runs_with_the_fake(explained: Path, cli:
     assert set(scores["method"]) == {"detection", "fuzzing", "simulation", "intruder"}
     fuzzing = scores.query("method == 'fuzzing'")
     # The planted latents fire on every occurrence of their word, so that only decoys elsewhere can be right.
-    assert {"mixed", "random", "moved"} >= set(fuzzing["negatives"]) and len(fuzzing) >= 8
+    assert {"mixed", "random", "moved"} >= set(fuzzing["negatives"].dropna()) and len(fuzzing) >= 8
     assert scores.query("method == 'simulation'")["value"].min() > 0.9
     judged = autointerp.load_table(explained, "judgements").query("method == 'fuzzing'")
     assert (judged["status"] == "ok").all() and judged["prediction"].notna().all()
