@@ -5,6 +5,7 @@ windows of a latent it grades on), a frozen `Config`, and
 
     score(subjects, windows, config) -> generator of requests, replies in, list of `Outcome` out
 
-(and `needs(config)`, where what it asks depends on that), which grades several explanations of one latent on the same windows, so that an explanation and its
-control are paired by construction and share every request that does not depend on them.
+which grades several explanations of one latent on the same windows, so that an explanation and its control are paired
+by construction and share every request that does not depend on them. Where what it asks depends on its options, it also
+defines `needs(config)`; arguments of `score` beyond these three are filled in by name from what the pipeline knows.
 """

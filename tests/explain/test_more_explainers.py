@@ -8,6 +8,7 @@ import importlib
 import json
 import re
 from collections.abc import Callable, Generator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -185,7 +186,7 @@ def test_the_best_candidate_by_likelihood() -> None:
         return reader.reply(request) if isinstance(request, Likelihood) else some(request)
 
     for order in (["end", "apple", "stone"], ["stone", "end", "apple"]):
-        proposal, rounds = by_hand(ensemble.explain(record(), config), lambda r, some=answers(order): reply(some, r))
+        proposal, rounds = by_hand(ensemble.explain(record(), config), partial(reply, answers(order)))
         assert proposal == Proposal("apple")
         assert len(rounds[1]) == (1 + 3) * 12, "a baseline and three candidates, each window once"
     lost = by_hand(

@@ -162,6 +162,27 @@ def test_other_settings_are_refused_for_the_same_store(world: Any, explained: Pa
     assert "collected with other settings (corpus_seed: 0 instead of 5)" in ended.err
 
 
+def test_judges_are_stopped_when_they_are_known(explained: Path, cli: Callable[..., Any]) -> None:
+    def scored(*more: object) -> pd.DataFrame:
+        ended = cli("score", "--run", explained, "--method", "detection", "--client", "fake", "--plain", *more)
+        assert ended.code == 0, ended.err
+        found = autointerp.load_scores(explained).query("method == 'detection' and control == 'none'")
+        assert found["latent"].nunique() == 8
+        return found
+
+    whole = scored()
+    early = scored("--ci-halfwidth", 0.2, "--set", "score.options={detection: {first_round: 5}}")
+    headline = early.query("metric == 'balanced_accuracy'")
+    assert set(headline["ci_method"]) == {"planned_stop"} and (headline["value"] == 1.0).all()
+    assert headline["n"].sum() < whole.query("metric == 'balanced_accuracy'")["n"].sum() / 2
+    one = scored("--set", "score.ci_halfwidth=null", "--set", "score.options={detection: {reading: probabilities}}")
+    # The fake says to every choice what stands first in the prompt.
+    assert len(one.query("metric == 'auroc'")) == 8
+    ended = cli("score", "--run", explained, "--method", "detection", "--client", "fake", "--set",
+                "score.options={detection: {reading: cards}}")  # fmt: skip
+    assert ended.code == 2 and "reading is one of list, probabilities, not 'cards'" in ended.err
+
+
 def test_every_scorer_that_asks_a_judge_runs_with_the_fake(explained: Path, cli: Callable[..., Any]) -> None:
     ended = cli("score", "--run", explained, "--method", "detection,fuzzing,simulation,intruder", "--client", "fake",
                 "--plain", "--max-failed", 1)  # fmt: skip
