@@ -207,8 +207,9 @@ def main() -> None:
     made.add_argument("--run", type=Path, help="the folder of a run with a finished store (default: a planted one)")
     arguments = made.parse_args()
     n_latents, n_tokens, n_simulated = SIZES[arguments.size]
-    # 140 activating windows, because some of fuzzing's decoys are activating windows with other marks.
-    draw = SamplingSettings(explain_random=0, prompts=0, score_activating=140, score_random=100)
+    # So that 100 + 100 are judged by fuzzing too: some of its decoys are activating windows with other marks, and the
+    # others are the best matching third of the rest.
+    draw = SamplingSettings(explain_random=0, prompts=0, score_activating=140, score_random=200)
     folder = Path(tempfile.mkdtemp(prefix="autointerp-bench-"))
     try:
         subject = load_subject(str(demo_subject()))
