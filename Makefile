@@ -13,8 +13,10 @@ export HF_HUB_OFFLINE ?= 1
 demo: venv
 	$(BIN)/autointerp demo
 
+# Files in parallel: most of their time is waiting, or one core's.
+JOBS ?= 2
 test: venv
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 # SAEs that we write, loaded by the programs whose formats these are. torch goes first and stays: see the constraint.
 PEERS_VENV ?= .venv-peers

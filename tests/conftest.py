@@ -16,6 +16,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import planted
 from demo_process import finish_demo
+from filelock import FileLock
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,14 @@ def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> C
 @pytest.fixture(scope="session")
 def small_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder of the demo at reduced size, on the real subject model. Nobody may change it."""
-    out = tmp_path_factory.mktemp("small") / "demo"
-    printed = finish_demo(out)
-    assert "explanations against their shuffled control" in printed
-    assert "left" in printed or "done" in printed
+    base = tmp_path_factory.getbasetemp()
+    # Processes that share the tests share it: it takes a minute.
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    out, done = shared / "small-demo", shared / "small-demo.done"
+    with FileLock(shared / "small-demo.lock"):
+        if not done.exists():
+            printed = finish_demo(out)
+            assert "explanations against their shuffled control" in printed
+            assert "left" in printed or "done" in printed
+            done.touch()
     return out

@@ -20,6 +20,6 @@ def start_demo(out: Path) -> subprocess.Popen[str]:
 def finish_demo(out: Path) -> str:
     """Run it to its end; what it printed on stdout, then on stderr."""
     process = start_demo(out)
-    printed, said = process.communicate(timeout=400)
+    printed, said = process.communicate(timeout=900)
     assert process.returncode == 0, said
     return printed + said
