@@ -51,8 +51,15 @@ def demo_subject() -> Path:
     model.save_pretrained(working)
     tokenizer.save_pretrained(working)
     (working / "complete").touch()
-    shutil.rmtree(target, ignore_errors=True)
-    working.replace(target)
+    if not (target / "complete").is_file():
+        shutil.rmtree(target, ignore_errors=True)
+    try:
+        working.replace(target)
+    except OSError:
+        # Another process was first; what it has put there is in use.
+        if not (target / "complete").is_file():
+            raise
+        shutil.rmtree(working)
     return target
 
 
