@@ -8,9 +8,13 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from prompts.requests import Chat, Failure, fingerprint
+from prompts.requests import Chat, Choice, Failure, fingerprint
 
+DIGITS = tuple("0123456789")
+"""Choices of a request for one token's activation."""
 FIRST_WINDOW = re.compile(r'(?m)^<window id="1">$')
+STRING = r'"(?:[^"\\]|\\.)*"'
+"""Of JSON."""
 EXPLANATION = r"(?m)^Explanation: *(.+)$"
 Oracle = Callable[[str, str], bool]
 """Whether a window's text matches an explanation: `oracle(explanation, window_text)`."""
@@ -33,7 +37,8 @@ def chat_with(judge: Oracle, pattern: str) -> Callable[[Chat], str | Failure]:
     def explain(prompt: str, n: int) -> dict[str, Any]:
         # Instructions may show the marks too, so windows go first where the prompt has them.
         text = "\n".join(find_windows(prompt)) or prompt
-        counts = Counter(token.strip() for token in re.findall(r"<<(.+?)>>", text, re.S) if token.strip())
+        marked = Counter(token.strip() for token in re.findall(r"<<(.+?)>>", text, re.S) if token.strip())
+        counts = risen(prompt) or marked
         best = min(counts, key=lambda token: (-counts[token], token), default=None)
         return {"explanation": "no token is marked" if best is None else f'the word "{best}"'}
 
@@ -50,6 +55,41 @@ def chat_with(judge: Oracle, pattern: str) -> Callable[[Chat], str | Failure]:
         return by_schema(request, answers, otherwise=f"reply {fingerprint(request)}")
 
     return chat
+
+
+def choice_with(
+    judge: Oracle, pattern: str, otherwise: Callable[[Choice], tuple[float, ...]]
+) -> Callable[[Choice], tuple[float, ...]]:
+    """The choice behaviour whose digits come from `judge`: 0.9 for 9 where the last token fits the explanation, for 0
+    where it does not, the rest shared."""
+
+    def choice(request: Choice) -> tuple[float, ...]:
+        prompt = request.messages[-1].content if request.messages else ""
+        # The window may quote such a line, but stands before it.
+        tokens = re.findall(r"(?m)^Last token: (\".*\")$", prompt)
+        stated = re.search(pattern, FIRST_WINDOW.split(prompt, 1)[0])
+        if request.choices != DIGITS or not tokens or stated is None:
+            return otherwise(request)
+        token = json.loads(tokens[-1])
+        said = DIGITS[-1] if token.strip() and judge(stated.group(1).strip(), token) else DIGITS[0]
+        return tuple(0.9 if digit == said else 0.1 / (len(DIGITS) - 1) for digit in DIGITS)
+
+    return choice
+
+
+def risen(prompt: str) -> Counter[str]:
+    """Tokens of `explain_output` by the sum of their rises, in thousandths; without any, its first list by rank."""
+    outside = re.sub(r'(?ms)^<window id="\d+">$.*?^</window>$', "", prompt)
+    counts: Counter[str] = Counter()
+    for line in re.findall(r"(?m)^Likelier next tokens: (.+)$", outside):
+        for token, rise in re.findall(rf"({STRING}) \+(\d\.\d+)", line):
+            counts[json.loads(token).strip()] += round(1000 * float(rise))
+    first = re.search(r"(?m)^Likelier anywhere: (.+)$", outside)
+    if not counts and first:
+        listed = re.findall(STRING, first.group(1))
+        counts.update({json.loads(token).strip(): len(listed) - i for i, token in reversed(list(enumerate(listed)))})
+    del counts[""]
+    return counts
 
 
 def odd_one_out(prompt: str, n: int) -> dict[str, int]:

@@ -28,7 +28,7 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, get_args
 
-from autointerp.clients._fake_prompts import EXPLANATION, Oracle, by_schema, chat_with, mentions
+from autointerp.clients._fake_prompts import EXPLANATION, Oracle, by_schema, chat_with, choice_with, mentions
 from autointerp.errors import UserError
 from autointerp.types import Client
 from prompts.requests import (
@@ -174,8 +174,8 @@ def create(
 
 def keyword(argument: str = "", oracle: Oracle | None = None, pattern: str = EXPLANATION) -> Behaviour:
     """Matches words. `oracle` is ignored."""
-    chat = chat_with(mentions, EXPLANATION)
-    return Behaviour(chat, first_in_prompt, words_in_prompt, bag_of_words, along=words_so_far)
+    chat, choice = chat_with(mentions, EXPLANATION), choice_with(mentions, EXPLANATION, first_in_prompt)
+    return Behaviour(chat, choice, words_in_prompt, bag_of_words, along=words_so_far)
 
 
 def constant(argument: str = "", oracle: Oracle | None = None, pattern: str = EXPLANATION) -> Behaviour:
@@ -222,7 +222,7 @@ def lengths(argument: str = "", oracle: Oracle | None = None, pattern: str = EXP
 
 
 def judged(argument: str = "", oracle: Oracle | None = None, pattern: str = EXPLANATION) -> Behaviour:
-    """Detection and likelihoods by `oracle`; everything else as `keyword`. `argument` is only a label."""
+    """Detection, simulation and likelihoods by `oracle`; everything else as `keyword`. `argument` is only a label."""
     if oracle is None:
         raise UserError("the fake model oracle works from Python only: FakeClient(oracle=function)")
     judge = oracle
@@ -232,7 +232,8 @@ def judged(argument: str = "", oracle: Oracle | None = None, pattern: str = EXPL
         matches = any(judge(explanation, request.text) for explanation in explanations)
         return tuple(LIKELY if matches else UNLIKELY for _ in request.text.split())
 
-    return replace(keyword(), chat=chat_with(judge, pattern), likelihood=likelihood, along=None)
+    chat, choice = chat_with(judge, pattern), choice_with(judge, pattern, first_in_prompt)
+    return replace(keyword(), chat=chat, choice=choice, likelihood=likelihood, along=None)
 
 
 BEHAVIOURS: dict[str, Callable[[str, Oracle | None, str], Behaviour]] = {

@@ -268,9 +268,9 @@ def test_on_a_planted_run(world: Any, cli: Callable[..., Any], tmp_path: Path) -
     real = scores.query("control == 'none'")
     assert (real.query("method == 'intruder'")["value"] > 0.9).all() and len(real.query("method == 'intruder'")) == 3
     assert set(scores.query("method == 'intruder'")["control"]) == {"none"}
-    found = scores.query("method == 'simulation'").pivot_table(index="latent", columns="control", values="value")
+    found = scores.query("metric == 'pearson'").pivot_table(index="latent", columns="control", values="value")
     assert (found["none"] > 0.8).all()
-    nulls = scores.query("method == 'simulation' and control == 'shuffled_explanation'")
+    nulls = scores.query("metric == 'pearson' and control == 'shuffled_explanation'")
     assert len(nulls) == 3 and (nulls["value"].isna() | (nulls["value"] < 0.3)).all()
     assert pd.read_parquet(out / "judgements.parquet").query("method == 'intruder'")["status"].eq("ok").all()
     again = cli("score", "--run", out, "--method", "intruder,simulation", "--client", "fake", "--plain")

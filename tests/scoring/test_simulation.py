@@ -16,7 +16,8 @@ from planted_windows import CAT, DOG, by_hand
 
 from prompts.requests import Chat, ChatReply, Failure, LikelihoodReply, Reply, Usage
 from scoring import simulation
-from scoring.simulation import Config, graded, parse
+from scoring.simulation import Config, graded
+from scoring.simulators import parse
 from scoring.types import ACTIVATING, RANDOM, Metric, Outcome, Window
 
 HARD = "hard:decoder"
@@ -61,7 +62,7 @@ def one(reply: Callable[[Any], Reply], given: list[Window] | None = None, **conf
 
 
 def by_number(predictions: Callable[[Window], Sequence[float] | None], given: list[Window], **config: Any) -> Metric:
-    outcome = graded(given, [predictions(w) for w in given], [ChatReply("")] * len(given), Config(**config))
+    outcome = graded(given, [predictions(w) for w in given], [[ChatReply("")]] * len(given), Config(**config))
     return outcome.metrics[0]
 
 
@@ -88,8 +89,9 @@ def test_the_request_and_its_schema() -> None:
 def test_who_knows_the_activations_gets_one() -> None:
     known = truth(some())
     outcome = one(says(lambda name: known[name]))
-    (metric,) = outcome.metrics
+    metric, other = outcome.metrics
     assert (metric.metric, metric.n, metric.n_failed, metric.negatives) == ("pearson", 16, 0, RANDOM)
+    assert other == replace(metric, metric="pearson@constant=0")
     assert metric.value == pytest.approx(1.0) and metric.ci_low == pytest.approx(1.0) == metric.ci_high
     assert metric.ci_method == "bootstrap" and metric.status == "ok"
     assert sum(j.prompt_tokens for j in outcome.judgements) == 40 * 16
@@ -133,10 +135,27 @@ def test_magnitudes_count_at_the_negative_pole() -> None:
 
 @pytest.mark.parametrize("number", [0, 7, 10])
 def test_who_says_the_same_of_every_token_has_no_score(number: int) -> None:
-    metric = one(says(lambda _: [number] * N)).metrics[0]
+    metric, other = one(says(lambda _: [number] * N)).metrics
     assert (metric.value, metric.ci_low, metric.ci_high, metric.status) == (None, None, None, "constant")
     assert (metric.n, metric.n_failed) == (16, 0)
     assert by_number(lambda w: [0.1] * N, some()).value is None
+    # Explaining nothing, it does not drop out of means and paired differences.
+    assert other == replace(metric, metric="pearson@constant=0", value=0.0, status="ok")
+
+
+def test_ties_that_chance_breaks_are_worth_nothing() -> None:
+    """What stands for a constant is the mean of what it gets when its ties are broken at random."""
+    rng = np.random.default_rng(0)
+    found = [by_number(lambda w: list(4 + 1e-3 * rng.normal(size=N)), some(), draws=1).value for _ in range(400)]
+    assert abs(np.mean(found)) < 3 * np.std(found) / 20  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("numbers", [[3] * N, [*range(N - 2), 0, 0]])
+def test_activations_that_are_all_alike_have_no_score(numbers: list[int]) -> None:
+    flat = [replace(w, activations=(2.0,) * N) for w in some()]
+    metrics = one(says(lambda _: numbers), flat).metrics
+    assert [m.metric for m in metrics] == ["pearson", "pearson@constant=0"]
+    assert all((m.value, m.status) == (None, "constant") for m in metrics)
 
 
 WRONG = [
@@ -159,12 +178,12 @@ def test_failures_are_counted_and_left_out() -> None:
         "w0": ChatReply("no"), "w1": Failure("refused", "no"), "w100": LikelihoodReply((-1.0,)),
     }  # fmt: skip
     outcome = one(lambda request: bad.get(which(request)) or says(lambda name: known[name])(request))
-    (metric,) = outcome.metrics
+    metric = outcome.metrics[0]
     assert metric.value == pytest.approx(1.0) and (metric.n, metric.n_failed) == (13, 3)
     assert Counter(j.status for j in outcome.judgements) == {"ok": 13, "unparsable": 1, "refused": 1, "failed": 1}
     assert all((j.probability is None) == (j.status != "ok") for j in outcome.judgements)
-    nothing = one(lambda _: Failure("timeout", "slow")).metrics[0]
-    assert (nothing.value, nothing.n, nothing.n_failed, nothing.status) == (None, 0, 16, "too_few_windows")
+    for nothing in one(lambda _: Failure("timeout", "slow")).metrics:
+        assert (nothing.value, nothing.n, nothing.n_failed, nothing.status) == (None, 0, 16, "too_few_windows")
 
 
 def test_one_subjects_failures_do_not_touch_the_other() -> None:
@@ -198,7 +217,7 @@ def test_windows_in_any_order_and_the_same_seed_give_the_same() -> None:
 def test_each_kind_of_other_windows_has_a_metric() -> None:
     known = truth(some(hard=6))
     outcome = one(says(lambda name: [10, 0] * (N // 2) if int(name[1:]) >= 200 else known[name]), some(hard=6))
-    found = {m.negatives: m for m in outcome.metrics}
+    found = {m.negatives: m for m in outcome.metrics if m.metric == "pearson"}
     assert set(found) == {"mixed", RANDOM, HARD} and found[RANDOM].value == pytest.approx(1.0)
     assert (found["mixed"].n, found[RANDOM].n, found[HARD].n) == (22, 16, 14)
     assert found[HARD].value < found["mixed"].value < 1  # type: ignore[operator]
@@ -221,7 +240,7 @@ def test_the_interval_covers() -> None:
 
     def metric(n: int, draws: int) -> Metric:
         given, said = world(n)
-        return graded(given, said, [ChatReply("")] * len(given), Config(draws=draws)).metrics[0]
+        return graded(given, said, [[ChatReply("")]] * len(given), Config(draws=draws)).metrics[0]
 
     target = metric(4000, 1).value
     assert target is not None and 0.3 < target < 0.9
