@@ -24,7 +24,7 @@ from prompts.requests import (
     Request,
     Steer,
     Usage,
-    fingerprint,
+    reply_sha,
 )
 
 
@@ -113,7 +113,7 @@ def test_the_first_client_that_supports_a_class_answers() -> None:
 def test_failures_are_replies_and_are_listed() -> None:
     finished = asyncio.run(drive(asks([Embed("1"), Embed("bad"), Embed("3")]), Router([Recorder("e", {Embed})])))
     assert [type(r).__name__ for r in finished.result[0]] == ["EmbedReply", "Failure", "EmbedReply"]
-    assert finished.failures == [(fingerprint(Embed("bad")), Failure("error", "bad"))]
+    assert finished.failures == [(reply_sha(Failure("error", "bad")), Failure("error", "bad"))]
 
 
 def test_a_unit_that_asks_nothing() -> None:

@@ -15,7 +15,7 @@ from autointerp.engine.account import Account
 from autointerp.engine.drive import LONGEST_QUOTE, Finished, Router
 from autointerp.engine.replies import open_cache
 from autointerp.types import Attempt
-from prompts.requests import Chat, ChatReply, Failure, Reply, Request, Usage, fingerprint
+from prompts.requests import Chat, ChatReply, Failure, Reply, Request, Usage, reply_sha
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
 QUESTION = chat("question", schema=SCHEMA, max_tokens=9, temperature=0.5, sample_index=2)
@@ -78,7 +78,7 @@ def test_twice_wrong_is_a_failure() -> None:
     (reply,), finished = ask(answers, QUESTION)
     assert isinstance(reply, Failure) and (reply.kind, reply.usage) == ("unparsable", Usage(20, 6, 2))
     assert "twice" in reply.message and len(reply.message) < 400
-    assert finished.failures == [(fingerprint(QUESTION), reply)] and finished.usage == reply.usage
+    assert finished.failures == [(reply_sha(reply), reply)] and finished.usage == reply.usage
     assert len(answers.asked) == 2
 
 
