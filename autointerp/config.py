@@ -93,7 +93,9 @@ class SamplingSettings(Section):
     prompts: int = Field(12, ge=0)
     """Contexts per latent for the intervention scorer."""
     prompt_tokens: int = Field(48, ge=4)
-    """Longest context for the intervention scorer."""
+    """Longest context for the intervention scorer, and to explain from."""
+    explain_prompts: int = Field(10, ge=0)
+    """Contexts per latent to explain from, for the explainer `output`; drawn only if it asks for them."""
 
 
 class AskingSettings(Section):

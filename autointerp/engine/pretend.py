@@ -11,12 +11,15 @@ from prompts.requests import (
     ChatReply,
     Choice,
     ChoiceReply,
+    Effects,
+    EffectsReply,
     Embed,
     EmbedReply,
     Likelihood,
     LikelihoodReply,
     Reply,
     Request,
+    Shift,
     SteerReply,
 )
 from prompts.schemas import instance
@@ -53,5 +56,9 @@ def pretended(request: Request) -> Reply:
         # Never twice the same direction, so that a search among texts has something to compare.
         return EmbedReply((1.0, (crc32(request.text.encode("utf-8", "surrogatepass")) % 997) / 997))
     n = len(request.prompts)
+    if isinstance(request, Effects):
+        lens, gains = ((Shift(0, " word", 0.5),) * k for k in (request.lens_tokens, request.n_tokens))
+        text = " ".join(PHRASE.split() * 3)
+        return EffectsReply(lens, lens, (text,) * n, (gains,) * n, 1.0, request.target_kl, True)
     text = " ".join(PHRASE.split()[: request.max_new_tokens])
     return SteerReply(("",) * n, (text,) * n, (text,) * n, 1.0, request.target_kl, True)

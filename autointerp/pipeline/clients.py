@@ -22,10 +22,11 @@ from autointerp.errors import UserError
 from autointerp.pipeline.demo_model import demo_embedder
 from autointerp.pipeline.session import Session
 from autointerp.registries import CLIENTS, member
+from autointerp.subject.effects import EffectsClient
 from autointerp.subject.load import load_subject
 from autointerp.subject.steer import SteerClient
 from autointerp.types import Client, Finding, Server
-from prompts.requests import Chat, Choice, Embed, Likelihood, Request, Steer, fingerprint
+from prompts.requests import Chat, Choice, Effects, Embed, Likelihood, Request, Steer, fingerprint
 
 API_EMBEDDER = "openai:"
 
@@ -165,6 +166,8 @@ def asked_of(
         clients[Embed] = embedder(session)
     if Steer in needs:
         clients[Steer] = SteerClient(session.subject, session.sae, session.hookpoint)
+    if Effects in needs:
+        clients[Effects] = EffectsClient(session.subject, session.sae, session.hookpoint)
     Router({kind: client for kind, client in clients.items() if kind in client.supports}).require(needs, who)
     run = session.settings
     budget = Budget(*parse(run.budget)) if run.budget is not None else None

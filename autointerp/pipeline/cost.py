@@ -24,7 +24,7 @@ from autointerp.pipeline.session import Session
 from autointerp.progress import Reporter
 from autointerp.registries import EXPLAINERS, SCORERS, configured, member
 from autointerp.store import layout
-from prompts.requests import Chat, ChatReply, Choice, Embed, Likelihood, Request, Usage
+from prompts.requests import Chat, ChatReply, Choice, Effects, Embed, Likelihood, Request, Usage
 from scoring.types import Subject
 
 PILOT_TOKENS = 30_000
@@ -204,6 +204,8 @@ def counted(request: Request, count: Callable[[str], int]) -> tuple[int, tuple[i
         return count(request.prompt) + count(request.text), (0, 0, 0)
     if isinstance(request, Embed):
         return count(request.text), (0, 0, 0)
+    if isinstance(request, Effects):
+        return sum(map(len, request.prompts)), (0, 0, 0)
     n = len(request.prompts)
     return sum(map(len, request.prompts)), (0, 2 * n * request.max_new_tokens, 2 * n * request.max_new_tokens)
 

@@ -21,7 +21,7 @@ from autointerp.registries import EXPLAINERS, configured, member, needs_of
 from autointerp.store import layout
 from autointerp.types import LatentRecord, Rows
 from prompts import render
-from prompts.requests import fingerprint
+from prompts.requests import Effects, fingerprint
 from scoring.types import Window
 
 STAGE = "explain"
@@ -72,7 +72,7 @@ def explain(session: Session, prepared: Prepared, *, retry_failed: bool = False)
             yield (
                 keys[target],
                 partial(explainer.explain, record, config),
-                partial(_rows, session, record, explainer.NAME, model, prompt_sha),
+                partial(_rows, session, record, explainer, model, prompt_sha),
             )
 
     router = asked.router(session.run.account, STAGE)
@@ -106,15 +106,15 @@ def prepare(session: Session) -> Prepared:
 
 
 def _rows(
-    session: Session, record: LatentRecord, explainer: str, model: str, prompt_sha: str, finished: Finished
+    session: Session, record: LatentRecord, explainer: ModuleType, model: str, prompt_sha: str, finished: Finished
 ) -> Rows:
     latent = record.latent
     proposal: Proposal = finished.result
     about = {"run_id": session.run.run_id, "sae_id": session.sae_id, "latent": latent, "pole": record.pole}
     explanation = {
         **about,
-        "explanation_id": fingerprint([session.sae_id, latent, record.pole, explainer, model, proposal.text]),
-        "explainer": explainer,
+        "explanation_id": fingerprint([session.sae_id, latent, record.pole, explainer.NAME, model, proposal.text]),
+        "explainer": explainer.NAME,
         "explainer_model": model,
         "text": proposal.text,
         "status": proposal.status,
@@ -127,9 +127,13 @@ def _rows(
     }
     windows = [
         window_row(about, split, window)
-        for split, some in (("explain", record.explain), ("score", record.score), ("prompt", record.prompts))
+        for split, some in (
+            ("explain", record.explain), ("score", record.score), ("prompt", record.prompts),
+            # Drawn only for explainers that steer.
+            *([("explain_prompt", record.explain_prompts)] if Effects in explainer.NEEDS else []),
+        )
         for window in some
-    ]
+    ]  # fmt: skip
     return {
         "explanations": [explanation],
         "windows": windows,

@@ -22,6 +22,7 @@ from autointerp.sampling.centred import Apart, centred
 from autointerp.sampling.choice import ORDERS, ascending, evenly, slices
 from autointerp.sampling.firing import Firing, largest, runs
 from autointerp.sampling.grid import EXPLAIN, SCORE, WindowGrid
+from autointerp.sampling.later import Later
 from autointerp.sampling.negatives import SIDES, Embedded, Fired, OfNeighbours, RandomWindows, SameToken, Source, Taker
 from autointerp.sampling.spans import Spans
 from autointerp.seeds import derive, generator
@@ -129,6 +130,7 @@ class Sampler:
             firing=firing,
             side_of=self.grid.side_of[firing.windows],
             taker=Taker(self.grid, firing.fired, apart),
+            prompts_apart=Apart(self.spans.tokens),
         )
         size = np.abs(values[values * pole > 0])
         return LatentRecord(
@@ -140,7 +142,8 @@ class Sampler:
             mean_activation=float(size.mean()) if len(size) else 0.0,
             explain=self._side(drawing, EXPLAIN),
             score=self._side(drawing, SCORE),
-            prompts=self._prompts(drawing),
+            prompts=self._prompts(drawing, SCORE),
+            explain_prompts=Later(lambda: self._prompts(drawing, EXPLAIN)),
             window_rate=len(firing.windows) / self.grid.n if self.grid.n else None,
             rare=any(int((drawing.side_of == side).sum()) < self.config.min_windows for side in (EXPLAIN, SCORE)),
         )
@@ -177,28 +180,34 @@ class Sampler:
             windows += self.spans.silent(self.grid.start[taken], self.grid.length[taken], kind_of(name))
         return tuple(windows)
 
-    def _prompts(self, drawing: _Drawing) -> tuple[Window, ...]:
-        """Contexts of scoring documents whose last token is the first on which the latent fires.
+    def _prompts(self, drawing: _Drawing, side: int) -> tuple[Window, ...]:
+        """Contexts of one side's documents whose last token is the first on which the latent fires.
 
-        Card of the intervention protocol (Paulo et al. 2024): stratified by activation quintile.
+        Stratified by activation quintile (the intervention protocol of Paulo et al. 2024). Those to score on are
+        drawn first; those to explain from must not repeat their text.
         """
         firing, config, grid = drawing.firing, self.config, self.grid
-        positions, n = firing.positions, config.prompts
+        explaining = side == EXPLAIN
+        positions, n = firing.positions, config.explain_prompts if explaining else config.prompts
         if not (n and grid.n and len(positions)):
             return ()
         windows = grid.window_of[positions]
-        usable = (windows >= 0) & (firing.values * firing.pole > 0) & (grid.side_of[windows] == SCORE)
+        usable = (windows >= 0) & (firing.values * firing.pole > 0) & (grid.side_of[windows] == side)
         # A context starts after the latest of: its document's (or context's) first token, the previous activation.
         previous = np.concatenate([[-1], positions[:-1]]) + 1
         start = np.maximum.reduce([grid.stretch_start[windows], previous, positions + 1 - config.prompt_tokens])
         length = positions + 1 - start
         found = np.flatnonzero(usable & (length >= config.shortest))
+        if explaining:
+            # Before the activation there may stand a window that repeats one to score on.
+            doubled = np.concatenate([[0], np.cumsum(grid.duplicate)])
+            found = found[doubled[windows[found]] == doubled[grid.window_of[start[found]]]]
         size = np.abs(firing.values[found])
         by_size = ascending(size)
         found, size = found[by_size], size[by_size]
         start, length = start[found], length[found]
-        order = evenly(size, n, QUINTILES, generator(self.seed, "prompts", *drawing.who))
-        chosen = np.sort(Apart(self.spans.tokens).take(order, start, length, n))
+        rng = generator(self.seed, "explain_prompts" if explaining else "prompts", *drawing.who)
+        chosen = np.sort(drawing.prompts_apart.take(evenly(size, n, QUINTILES, rng), start, length, n))
         quantile = slices(len(found), QUINTILES)[chosen].tolist()
         return tuple(self.spans.activating(firing, start[chosen], length[chosen], quantile))
 
@@ -233,6 +242,8 @@ class _Drawing:
     side_of: NDArray[np.int8]
     """Side of each of its windows, -1 for those that repeat another's text, [w]."""
     taker: Taker
+    prompts_apart: Apart
+    """Takes the contexts of both sides."""
     shown: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     """Windows of the grid that it is explained from."""
 

@@ -1,4 +1,4 @@
-"""Continue prompts with and without an edit of one latent, at the strength that reaches a target KL.
+"""Continue prompts with and without an edit of one latent: at the strength that reaches a target KL, or removed.
 
 Prompts are prefilled up to their last token, once; the edit acts from there on, so the search for the
 strength costs one token per prompt and try, and clean and steered continuations run in one batch on the
@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from autointerp.seeds import derive
-from autointerp.subject.hookpoints import editing
+from autointerp.subject.hookpoints import editing, resolve
 from autointerp.subject.load import SubjectModel
 from autointerp.subject.prefill import copy_rows, pad, prefill
-from autointerp.subject.splice import Splice
+from autointerp.subject.splice import EDITS
 from prompts.requests import Failure, Reply, Request, Steer, SteerReply, Usage
 from sae.base import SparseAutoencoder
 
@@ -31,20 +31,28 @@ MAX_ROWS = 256
 
 @dataclass(frozen=True, slots=True)
 class Found:
+    """`strength` as the rows' edits take it: negative along a latent's negative pole."""
+
     strength: float
     kl: float
     converged: bool
 
 
 class SteerClient:
-    """Answers `Steer` for one subject model and one SAE at one hookpoint."""
+    """Answers `Steer` for one subject model and one SAE: edits are made where it reads, or where a transcoder writes.
+
+    A run asks for one latent a call (`concurrency`): the last bits of logits depend on the rows that share a batch.
+    """
 
     name = "steer"
     supports: frozenset[type] = frozenset({Steer})
     concurrency = 1
 
     def __init__(self, subject: SubjectModel, sae: SparseAutoencoder, hookpoint: str) -> None:
-        self.subject, self.sae, self.hookpoint = subject, sae, hookpoint
+        read = resolve(subject.model, hookpoint)
+        self.subject, self.sae = subject, sae
+        self.hookpoint = resolve(subject.model, sae.metadata.target_hookpoint or hookpoint)
+        self.transcodes = self.hookpoint != read
         self.model = subject.label
         self.identity = f"steer {subject.fingerprint} {subject.model.dtype}"
 
@@ -60,20 +68,26 @@ class SteerClient:
     @torch.inference_mode()
     def steer_all(self, requests: Sequence[Steer]) -> list[Reply]:
         """One reply per request, in their order; those that can share their passes do."""
-        replies: list[Reply] = [Failure("empty", "a prompt to steer needs at least two tokens") for _ in requests]
-        for members in _batches(requests):
+        replies: list[Reply | None] = [self._unusable(request) for request in requests]
+        for members in _batches(requests, [i for i, failure in enumerate(replies) if failure is None]):
             batch = _Batch(self, [requests[i] for i in members])
             for i, reply in zip(members, batch.replies(), strict=True):
                 replies[i] = reply
-        return replies
+        return [reply for reply in replies if reply is not None]
+
+    def _unusable(self, request: Steer) -> Failure | None:
+        if not request.prompts or min(map(len, request.prompts)) < 2:
+            return Failure("empty", "a prompt to steer needs at least two tokens")
+        if request.edit == "zero" and self.transcodes:
+            return Failure("rejected", "a transcoder's latent cannot be removed where it writes: steer it (edit: add)")
+        return None
 
 
-def _batches(requests: Sequence[Steer]) -> Iterator[list[int]]:
-    """Indices of requests that run together: as many new tokens at one temperature, within `MAX_ROWS`."""
-    alike: dict[tuple[int, float], list[int]] = {}
-    for i, request in enumerate(requests):
-        if request.prompts and min(map(len, request.prompts)) >= 2:
-            alike.setdefault((request.max_new_tokens, request.temperature), []).append(i)
+def _batches(requests: Sequence[Steer], usable: Sequence[int]) -> Iterator[list[int]]:
+    """Indices of requests that run together: one edit, as many new tokens, one temperature, within `MAX_ROWS`."""
+    alike: dict[tuple[str, int, float], list[int]] = {}
+    for i in usable:
+        alike.setdefault((requests[i].edit, requests[i].max_new_tokens, requests[i].temperature), []).append(i)
     for members in alike.values():
         batch: list[int] = []
         for i in members:
@@ -161,15 +175,18 @@ class _Batch:
         return replies
 
     def find_strengths(self) -> list[Found]:
-        """Search all strengths at once, each starting at its activations' own norm."""
+        """Search all strengths at once, each starting at its activations' own norm; a removal has none to search."""
+        if self.requests[0].edit == "zero":
+            return [Found(1.0, reached, True) for reached in self.kl(dict.fromkeys(range(len(self.requests)), 1.0))]
         searches = [
             _Search(request, max(float(self.norms[places].mean()), 1e-6))
             for request, places in zip(self.requests, self.places, strict=True)
         ]
         while left := [i for i, search in enumerate(searches) if not search.over]:
-            for i, reached in zip(left, self.kl({i: searches[i].strength for i in left}), strict=True):
+            tried = {i: searches[i].request.pole * searches[i].strength for i in left}
+            for i, reached in zip(left, self.kl(tried), strict=True):
                 searches[i].learn(reached)
-        return [search.best for search in searches]
+        return [replace(search.best, strength=search.request.pole * search.best.strength) for search in searches]
 
     def kl(self, strengths: dict[int, float]) -> list[float]:
         """Mean over a request's prompts of KL(intervened || clean) of the next token, in nats, by request."""
@@ -192,7 +209,7 @@ class _Batch:
 
     def _forward(self, cache: Any, tokens: Tensor, mask: Tensor, places: Tensor, rows: _Rows) -> Tensor:
         client, device = self.client, tokens.device
-        edit = Splice(
+        edit = EDITS[self.requests[0].edit](
             client.sae, torch.tensor(rows.latents, device=device), torch.tensor(rows.strengths, device=device)
         )
         with editing(client.subject.model, client.hookpoint, edit):

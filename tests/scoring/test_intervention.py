@@ -155,3 +155,42 @@ def test_several_targets_are_steered_in_one_list_and_scored_apart() -> None:
         }
         assert found["logprob_gain@0.1"].value == 0.0 and found["logprob_gain@1"].value != 0.0
         assert found["reached_kl@0.1"].value == 0.1 and len(outcome.judgements) == 2 * N
+
+
+def test_a_removal_is_asked_for_once_and_named_apart() -> None:
+    asking = intervention.score([CAT, DOG], PROMPTS, Config(edit="zero", target_kl=(0.1, 1.0)))
+    (request,) = next(asking)
+    assert request == Steer(7, tuple(w.tokens for w in PROMPTS), 0.0, max_new_tokens=8, seed=0, edit="zero")
+    read = asking.send([replace(STEERED, strength=1.0, reached_kl=0.03)])
+    with pytest.raises(StopIteration) as stop:
+        asking.send([reader()(request) for request in read])  # type: ignore[operator]
+    for subject, outcome in zip((CAT, DOG), stop.value.value, strict=True):
+        metrics = by_name(outcome)
+        assert set(metrics) == {"logprob_gain@zero", "reached_kl@zero"}
+        gain = metrics["logprob_gain@zero"]
+        assert gain.value == pytest.approx(np.mean([expected_gain(i, subject.explanation) for i in range(N)]))
+        assert (gain.status, metrics["reached_kl@zero"].value) == ("ok", 0.03)
+    failed, _ = by_hand(intervention.score([CAT], PROMPTS, Config(edit="zero")), reader(Failure("error", "no")))  # type: ignore[arg-type]
+    assert [m.metric for m in failed[0].metrics] == ["logprob_gain@zero"]
+    none, _ = by_hand(intervention.score([CAT], [], Config(edit="zero")), reader())  # type: ignore[arg-type]
+    assert [m.metric for m in none[0].metrics] == ["logprob_gain@zero"]
+
+
+def test_a_negative_pole_is_steered_along_it() -> None:
+    (request,) = next(intervention.score([replace(CAT, pole=-1)], PROMPTS, Config()))
+    assert isinstance(request, Steer) and request.pole == -1
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"edit": "ablate"}, "edit is one of add, zero, not 'ablate'"),
+        ({"target_kl": 0.0}, "target_kl .* above 0, not 0.0"),
+        ({"target_kl": ()}, "target_kl is one or more"),
+        ({"target_kl": (1.0, float("nan"))}, "target_kl is one or more"),
+        ({"new_tokens": 0}, "new_tokens is 1 at least, not 0"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(options: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Config(**options)  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import planted
@@ -12,9 +13,10 @@ import sae
 from autointerp.clients.hf import HFClient
 from autointerp.subject.hookpoints import editing
 from autointerp.subject.load import SubjectModel, load_subject
-from autointerp.subject.splice import Splice
+from autointerp.subject.splice import Removal, Splice
 from autointerp.subject.steer import SteerClient
 from prompts.requests import Failure, Likelihood, LikelihoodReply, Steer, SteerReply
+from sae.architectures import topk
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +70,19 @@ def plain_kl(
                 steered = subject.model(tokens).logits[0, -1].log_softmax(-1)
         total += float((steered.exp() * (steered - clean)).sum())
     return total / len(prompts)
+
+
+def test_the_same_request_gives_the_same_reply_to_the_bit(
+    subject: SubjectModel, dictionary: sae.SparseAutoencoder
+) -> None:
+    """What a resumed or sharded run rests on: a unit is a call of its own, and its reply hangs on nothing else."""
+    prompts = tuple(ids(subject, text) for text in PROMPTS)
+    request = Steer(latent=1, prompts=prompts, target_kl=0.2, max_new_tokens=4, seed=0)
+    client = SteerClient(subject, dictionary, planted.HOOKPOINT)
+    first = client.steer(request)
+    client.steer(Steer(latent=2, prompts=prompts[:2], target_kl=0.1, max_new_tokens=2, seed=1))
+    assert client.steer(request) == first
+    assert client.concurrency == 1
 
 
 @pytest.mark.parametrize("target", [0.05, 0.2])
@@ -195,3 +210,93 @@ def test_a_batch_runs_each_prompt_once(
     ]
     SteerClient(subject, dictionary, planted.HOOKPOINT).steer_all(requests)
     assert prefilled == [len(PROMPTS)]
+
+
+def test_a_negative_pole_is_steered_the_other_way(subject: SubjectModel, dictionary: sae.SparseAutoencoder) -> None:
+    prompts = [ids(subject, text) for text in PROMPTS]
+    request = Steer(latent=1, prompts=tuple(prompts), target_kl=0.1, max_new_tokens=2, seed=0, pole=-1)
+    reply = SteerClient(subject, dictionary, planted.HOOKPOINT).steer(request)
+    assert isinstance(reply, SteerReply) and reply.converged and reply.strength < 0
+    assert plain_kl(subject, dictionary, 1, reply.strength, prompts) == pytest.approx(reply.reached_kl, rel=1e-3)
+
+
+# Removals
+
+
+def removed(model: sae.SparseAutoencoder, x: torch.Tensor, latent: int) -> torch.Tensor:
+    """x + decode(z') - decode(z) of dense codes, one latent of z' being 0."""
+    codes = model.encode(x)
+    dense = codes.to_dense()
+    dense[:, latent] = 0
+    less = sae.SparseCodes.from_dense(dense).normalised(codes.scale, codes.shift)
+    return x + model.decode(less) - model.decode(codes)
+
+
+def normalising() -> sae.SparseAutoencoder:
+    """An SAE that normalises each token, whose codes are not of the token's own size."""
+    model = topk.create({"d_in": planted.WIDTH, "n_latents": 20, "k": 6, "input_norm": "layer_norm"})
+    model.initialise(3)
+    return model
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+def test_a_removal_clamps_one_latent_and_keeps_the_error(dictionary: sae.SparseAutoencoder, normalised: bool) -> None:
+    model = normalising() if normalised else dictionary
+    x = 5 * torch.randn(4, 50, planted.WIDTH, generator=torch.Generator().manual_seed(0))
+    latents, shares = torch.tensor([0, 3, 3, 5]), torch.tensor([1.0, 1.0, 0.0, 1.0])
+    out = Removal(model, latents, shares)(x)
+    assert torch.equal(out[2], x[2])
+    for row in (0, 1, 3):
+        own = model.encode(x[row]).of_latent(int(latents[row]))
+        assert 0 < int((own != 0).sum()) < 50
+        torch.testing.assert_close(out[row], removed(model, x[row], int(latents[row])), rtol=1e-4, atol=1e-4)
+        assert torch.equal(out[row][own == 0], x[row][own == 0]), "where it is silent there is nothing to remove"
+        assert not torch.allclose(out[row][own != 0], x[row][own != 0])
+
+
+def test_a_removal_reports_the_kl_that_it_has(subject: SubjectModel, dictionary: sae.SparseAutoencoder) -> None:
+    """Against one prompt at a time, the latent clamped in the whole pass's last position."""
+    latent = 0
+    ends = f"the on it was {planted.CONCEPTS[latent]}"
+    prompts = [ids(subject, ends), ids(subject, f"a doctor had {ends}")]
+    total = 0.0
+    for prompt in prompts:
+
+        def clamp(x: torch.Tensor) -> torch.Tensor:
+            assert dictionary.encode(x[0, -1:]).of_latent(latent) != 0, "the latent fires where the prompt ends"
+            return torch.cat([x[:, :-1], removed(dictionary, x[0, -1:], latent)[None]], dim=1)
+
+        tokens = torch.tensor([prompt])
+        with torch.no_grad():
+            clean = subject.model(tokens).logits[0, -1].log_softmax(-1)
+            with editing(subject.model, planted.HOOKPOINT, clamp):
+                cut = subject.model(tokens).logits[0, -1].log_softmax(-1)
+        total += float((cut.exp() * (cut - clean)).sum())
+    request = Steer(latent, tuple(prompts), target_kl=0.0, max_new_tokens=4, seed=0, edit="zero")
+    client = SteerClient(subject, dictionary, planted.HOOKPOINT)
+    # In company with an additive edit of the same latent, which is another batch.
+    reply, added = client.steer_all([request, Steer(latent, tuple(prompts), 0.1, 4, 0)])
+    assert isinstance(reply, SteerReply) and isinstance(added, SteerReply)
+    assert reply.reached_kl == pytest.approx(total / 2, rel=1e-2) and total > 0
+    assert (reply.strength, reply.converged) == (1.0, True)
+    assert added.clean == reply.clean and added.reached_kl == pytest.approx(0.1, rel=0.1)
+    assert client.steer(request) == reply
+
+
+def test_removing_a_silent_latent_changes_nothing(subject: SubjectModel, dictionary: sae.SparseAutoencoder) -> None:
+    prompt = ids(subject, "the on it was")
+    silent = len(planted.CONCEPTS) - 1
+    reply = SteerClient(subject, dictionary, planted.HOOKPOINT).steer(Steer(silent, (prompt,), 0.0, 1, 0, edit="zero"))
+    assert isinstance(reply, SteerReply)
+    assert (reply.reached_kl, reply.steered) == (0.0, reply.clean)
+
+
+def test_a_transcoder_is_steered_where_it_writes_and_not_removed(subject: SubjectModel, world: Any) -> None:
+    transcoder = sae.load(world.sae)
+    transcoder.metadata.target_hookpoint = planted.HOOKPOINT
+    prompts = [ids(subject, text) for text in PROMPTS]
+    request = Steer(latent=1, prompts=tuple(prompts), target_kl=0.1, max_new_tokens=1, seed=0)
+    client = SteerClient(subject, transcoder, f"{planted.HOOKPOINT}.mlp")
+    reply, removal = client.steer_all([request, replace(request, edit="zero")])
+    assert isinstance(reply, SteerReply) and isinstance(removal, Failure) and removal.kind == "rejected"
+    assert plain_kl(subject, transcoder, 1, reply.strength, prompts) == pytest.approx(reply.reached_kl, rel=1e-3)

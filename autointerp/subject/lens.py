@@ -1,0 +1,76 @@
+"""The logit lens of directions: which tokens they promote, through the final norm and the unembedding, and no block.
+
+The vocabulary projection of Gur-Arieh et al. 2025 (arXiv 2501.08319), w = W_U norm(d). The model itself applies both:
+its last block's output is replaced by the direction, so that every family does it in its own way.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from contextlib import suppress
+from itertools import product
+
+import torch
+from torch import Tensor, nn
+
+from autointerp.errors import UserError
+from autointerp.subject.hookpoints import _BLOCK, INPUT, base_model, editing, find, resolve
+from autointerp.subject.load import SubjectModel
+
+SUBLAYERS = ("self_attn", "mlp")
+WRITERS = ("self_attn.o_proj", "mlp.down_proj")
+"""Their linear maps into the residual stream, as Llama calls them."""
+POST_NORM = "post_feedforward_layernorm"
+"""Families that have it (Gemma 2 and 3, OLMo 2) normalise what a sublayer writes."""
+
+
+@torch.inference_mode()
+def logit_lens(subject: SubjectModel, hookpoint: str, directions: Tensor) -> Tensor | None:
+    """Change of the logits `[n, V]` by directions `[n, O]` at a hookpoint; None where these do not write into the
+    residual stream.
+
+    A direction has no length of its own here: it is the whole state, which the norm scales.
+    """
+    residual = residual_directions(subject.model, hookpoint, directions)
+    last = [name for name, _ in base_model(subject.model).named_modules() if re.fullmatch(_BLOCK, name)][-1:]
+    if residual is None or not last:
+        return None
+    # The norm's epsilon should not see how long the decoder's rows happen to be.
+    length = residual.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+    states = torch.cat([residual.new_zeros(1, residual.shape[1]), residual / length * math.sqrt(residual.shape[1])])
+    tokens = torch.zeros(len(states), 1, dtype=torch.int64, device=subject.device)
+    with editing(subject.model, last[0], lambda x: states[:, None].to(x)):
+        logits: Tensor = subject.model(input_ids=tokens, use_cache=False).logits[:, -1].float()
+    # What biases say, they say of nothing, too.
+    return logits[1:] - logits[:1]
+
+
+def residual_directions(model: nn.Module, hookpoint: str, directions: Tensor) -> Tensor | None:
+    """What directions `[n, O]` at a hookpoint add to the residual stream, `[n, D]`, or None where nothing linear says.
+
+    Blocks read and write it. What attention and MLP put out is added to it, and what their last linear maps read goes
+    through these first. Any other place feeds into something that is not linear.
+    """
+    real = resolve(model, hookpoint)
+    if re.fullmatch(_BLOCK, real.removesuffix(INPUT)):
+        return directions
+    block = re.match(rf"{_BLOCK}(?=\.)", real)
+    if block is None or hasattr(find(model, block[0]), POST_NORM):
+        return None
+    for name, end in product((*SUBLAYERS, *WRITERS), ("", INPUT)):
+        with suppress(UserError):
+            if resolve(model, f"{block[0]}.{name}{end}") != real:
+                continue
+            if not end:
+                return directions
+            if name in WRITERS:
+                return _through(find(model, real), directions)
+    return None
+
+
+def _through(linear: nn.Module, directions: Tensor) -> Tensor:
+    """Without the bias."""
+    x = directions.to(next(linear.parameters()))
+    written: Tensor = linear(x) - linear(torch.zeros_like(x))
+    return written.to(directions.dtype)
