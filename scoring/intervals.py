@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from scipy import optimize, stats
@@ -85,6 +86,19 @@ def mean_metric(name: str, values: Sequence[float], n_failed: int, least: int = 
     mean = float(np.mean(values))
     half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1) * np.std(values, ddof=1) / math.sqrt(n))
     return Metric(name, mean, n, n_failed, mean - half, mean + half, "t")
+
+
+STUDENTISED = 10
+"""Values from which the studentised bootstrap is taken; of fewer, it is wider than it is true."""
+
+
+def skewed_mean_metric(name: str, values: Sequence[float], n_failed: int) -> Metric:
+    """As `mean_metric`, with `bootstrap_mean_interval` from `STUDENTISED` values on, for values that may be skewed."""
+    metric = mean_metric(name, values, n_failed)
+    if metric.value is None or len(values) < STUDENTISED:
+        return metric
+    low, high = bootstrap_mean_interval(values)
+    return replace(metric, ci_low=low, ci_high=high, ci_method="bootstrap_t")
 
 
 def bootstrap_mean_interval(values: Sequence[float], resamples: int = 2000, seed: int = 0) -> tuple[float, float]:

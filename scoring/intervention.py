@@ -17,7 +17,7 @@ from typing import get_args
 
 from prompts import render
 from prompts.requests import Edit, Failure, Likelihood, LikelihoodReply, Reply, Steer, SteerReply
-from scoring.intervals import mean_metric
+from scoring.intervals import skewed_mean_metric
 from scoring.types import Metric, Outcome, Subject, Window
 from scoring.windows import judgement
 
@@ -63,7 +63,7 @@ def score(
 ) -> Generator[list[Steer] | list[Likelihood], Sequence[Reply], list[Outcome]]:
     names = [name for name, _ in config.steps]
     if not windows:
-        return [Outcome((), tuple(mean_metric(METRIC + name, [], 0) for name in names)) for _ in subjects]
+        return [Outcome((), tuple(skewed_mean_metric(METRIC + name, [], 0) for name in names)) for _ in subjects]
     prompts = tuple(window.tokens for window in windows)
     latent, pole, new, seed = subjects[0].latent, subjects[0].pole, config.new_tokens, config.seed
     # One list, so that all targets are searched in the same passes.
@@ -119,7 +119,7 @@ def _outcome(windows: Sequence[Window], steered: Reply, read: Mapping[str, Reply
                 steered_text=steered_text,
             )
         )  # fmt: skip
-    metric = mean_metric(METRIC + name, gains, n_failed=len(windows) - len(gains))
+    metric = skewed_mean_metric(METRIC + name, gains, n_failed=len(windows) - len(gains))
     if metric.status == "ok" and not steered.converged:
         # Off the target the number cannot be compared with others, so it is withheld; the reached KL is kept.
         metric = replace(metric, value=None, ci_low=None, ci_high=None, ci_method="", status="not_converged")

@@ -24,6 +24,7 @@ from scoring.intervals import (
     mover,
     mover_root,
     rate_interval,
+    skewed_mean_metric,
 )
 
 REPEATS = 3000
@@ -252,6 +253,18 @@ def test_too_few_windows_give_null_with_a_status(metric: Any) -> None:
 def test_just_enough_windows_give_a_value() -> None:
     assert auroc_metric([1.0] * 5, [0.0] * 5, 0).status == "ok"
     assert mean_metric("m", [1.0, 2.0, 3.0], 0).status == "ok"
+
+
+def test_skewed_means_are_bootstrapped_where_there_are_enough() -> None:
+    values = np.random.default_rng(0).exponential(size=12).tolist()
+    few, enough = skewed_mean_metric("m", values[:9], 1), skewed_mean_metric("m", values, 1)
+    assert few == mean_metric("m", values[:9], 1) and few.ci_method == "t"
+    assert enough.ci_method == "bootstrap_t" and (enough.ci_low, enough.ci_high) == bootstrap_mean_interval(values)
+    assert (enough.value, enough.n, enough.n_failed) == (np.mean(values), 12, 1)
+    assert enough.ci_high - enough.value > enough.value - enough.ci_low, "the long tail is on the right"
+    assert skewed_mean_metric("m", [], 3).status == "too_few_windows"
+    same = skewed_mean_metric("m", [0.5] * 12, 0)
+    assert (same.ci_low, same.ci_high) == (0.5, 0.5)
     assert balanced_accuracy_metric((5, 5), (5, 5), 0).status == "ok"
 
 
