@@ -64,7 +64,7 @@ def small_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.getbasetemp()
     # Processes that share the tests share it: it takes a minute.
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    out, done = shared / "small-demo", shared / "small-demo.done"
+    out, done = shared / "small" / "demo", shared / "small-demo.done"
     with FileLock(shared / "small-demo.lock"):
         if not done.exists():
             printed = finish_demo(out)
@@ -72,3 +72,11 @@ def small_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
             assert "left" in printed or "done" in printed
             done.touch()
     return out
+
+
+LONG = ("test_demo.py", "test_killed_at_a_server.py", "test_documents.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take minutes begin first, so that no process waits for another at the end."""
+    items.sort(key=lambda item: item.path.name not in LONG)

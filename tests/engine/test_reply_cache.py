@@ -30,6 +30,7 @@ from prompts.requests import (
     ChatReply,
     Choice,
     ChoiceReply,
+    Effects,
     Embed,
     EmbedReply,
     Failure,
@@ -138,7 +139,12 @@ CHANGES: list[tuple[Any, dict[str, list[Any]]]] = [
     (
         Steer(1, ((1, 2), (3,)), 0.5, 8, 0),
         {"latent": [2], "prompts": [((1,), (2, 3)), ((3,), (1, 2))], "target_kl": [0.6], "max_new_tokens": [9],
-         "seed": [1], "temperature": [0.9], "tolerance": [0.2]},
+         "seed": [1], "temperature": [0.9], "tolerance": [0.2], "edit": ["zero"], "pole": [-1]},
+    ),
+    (
+        Effects(1, ((1, 2), (3,)), 0.5, 8),
+        {"latent": [2], "prompts": [((1,), (2, 3)), ((3,), (1, 2))], "target_kl": [0.6], "n_tokens": [9],
+         "lens_tokens": [3], "pole": [-1], "tolerance": [0.2]},
     ),
 ]  # fmt: skip
 

@@ -15,6 +15,7 @@ from prompts.requests import (
     Chat,
     ChatReply,
     Choice,
+    Effects,
     Embed,
     Failure,
     Likelihood,
@@ -37,6 +38,13 @@ CHANGES: list[tuple[Any, dict[str, Any]]] = [
         Steer(1, ((1, 2), (3,)), 1.0, 8, 0),
         {
             "latent": 2, "prompts": ((1,), (2, 3)), "target_kl": 0.5, "max_new_tokens": 9, "seed": 1, "temperature": 0.5,
+            "tolerance": 0.2, "edit": "zero", "pole": -1,
+        },
+    ),
+    (
+        Effects(1, ((1, 2), (3,)), 1.0, 8),
+        {
+            "latent": 2, "prompts": ((1,), (2, 3)), "target_kl": 0.5, "n_tokens": 9, "lens_tokens": 3, "pole": -1,
             "tolerance": 0.2,
         },
     ),
