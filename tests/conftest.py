@@ -72,11 +72,3 @@ def small_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
             assert "left" in printed or "done" in printed
             done.touch()
     return out
-
-
-LONG = ("test_demo.py", "test_killed_at_a_server.py", "test_documents.py")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that take minutes begin first, so that no process waits for another at the end."""
-    items.sort(key=lambda item: item.path.name not in LONG)
