@@ -150,16 +150,16 @@ def balanced_accuracy_metric(hits: tuple[int, int], totals: tuple[int, int], n_f
     n = sum(totals)
     if min(totals) < least:
         return Metric("balanced_accuracy", None, n, n_failed, None, None, "", "too_few_windows")
-    rates = [hit / total for hit, total in zip(hits, totals, strict=True)]
-    bounds = [rate_interval(hit, total) for hit, total in zip(hits, totals, strict=True)]
-    value = sum(rates) / 2
-    down = math.hypot(*(rate - low for rate, (low, _) in zip(rates, bounds, strict=True))) / 2
-    up = math.hypot(*(high - rate for rate, (_, high) in zip(rates, bounds, strict=True))) / 2
-    return Metric("balanced_accuracy", value, n, n_failed, max(0.0, value - down), min(1.0, value + up), "newcombe")
+    rates = (hits[0] / totals[0], hits[1] / totals[1])
+    bounds = (rate_interval(hits[0], totals[0]), rate_interval(hits[1], totals[1]))
+    value, low, high = mover(HALVES, 0.0, rates, bounds)
+    return Metric("balanced_accuracy", value, n, n_failed, max(0.0, low), min(1.0, high), "newcombe")
 
 
 Pair = tuple[float, float]
 """Of two independent rates: the rates, their weights, or one rate's bounds."""
+HALVES: Pair = (0.5, 0.5)
+"""Weights of a balanced accuracy."""
 
 
 def mover(weights: Pair, constant: float, rates: Pair, bounds: tuple[Pair, Pair]) -> tuple[float, float, float]:

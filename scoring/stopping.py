@@ -11,11 +11,10 @@ interval of the balanced accuracy is narrow enough. Two rules, by `stopping`:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
-from scoring.intervals import rate_interval
+from scoring.intervals import HALVES, mover, rate_interval
 from scoring.sequential import ConfidenceSequence
 from scoring.types import Judgement, Metric
 
@@ -71,10 +70,11 @@ class PlannedStop:
         self._hits = (self._hits[0] + sum(a for a, _ in rows), self._hits[1] + sum(b for _, b in rows))
         if not self.n:
             return
-        rates = [hits / self.n for hits in self._hits]
-        bounds = [rate_interval(hits, self.n, PLANNED_Z) for hits in self._hits]
-        down, up = (math.hypot(*(r - b[i] for r, b in zip(rates, bounds, strict=True))) / 2 for i in (0, 1))
-        self.low, self.high = max(0.0, sum(rates) / 2 - down), min(1.0, sum(rates) / 2 + up)
+        a, b = self._hits
+        rates = (a / self.n, b / self.n)
+        bounds = (rate_interval(a, self.n, PLANNED_Z), rate_interval(b, self.n, PLANNED_Z))
+        _, low, high = mover(HALVES, 0.0, rates, bounds)
+        self.low, self.high = max(0.0, low), min(1.0, high)
 
     @property
     def narrow(self) -> bool:

@@ -96,9 +96,9 @@ def estimate(session: Session, stages: Iterable[str]) -> Estimate:
         seen.sampler.prepare(richest)
         if "explain" in wanted:
             found.stages.append(_explaining(seen, session, richest, n_latents))
-        if "score" in wanted and session.settings.score.ci_halfwidth is not None:
-            found.notes.append("latents that stop early (ci_halfwidth) are counted as if they did not")
         if "score" in wanted:
+            if session.settings.score.ci_halfwidth is not None:
+                found.notes.append("latents that stop early (ci_halfwidth) are counted as if they did not")
             found.stages += _scoring(seen, session, richest, n_latents)
         found.notes.append(
             f"tokens are counted with the tokenizer of {seen.subject.label}; other tokenizers give up to a fifth more "

@@ -10,10 +10,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from autointerp.subject.hookpoints import resolve
 from autointerp.subject.lens import logit_lens
 from autointerp.subject.load import SubjectModel
-from autointerp.subject.steer import Found, SteerClient, _Batch, _Rows
+from autointerp.subject.steer import Batch, Found, Rows, SteerClient
 from prompts.requests import Effects, EffectsReply, Failure, Reply, Request, Shift, Steer, Usage
 from sae.base import SparseAutoencoder
 
@@ -29,8 +28,7 @@ class EffectsClient:
     concurrency = 1
 
     def __init__(self, subject: SubjectModel, sae: SparseAutoencoder, hookpoint: str) -> None:
-        written = resolve(subject.model, sae.metadata.target_hookpoint or hookpoint)
-        self.steering = SteerClient(subject, sae, written)
+        self.steering = SteerClient(subject, sae, hookpoint)
         added = subject.tokenizer.added_tokens_decoder.items()
         # Tokens of no text. A judge's chat template could take one for the end of the message.
         self._special = subject.special_ids | {token for token, about in added if about.special}
@@ -72,11 +70,11 @@ class EffectsClient:
         steer = Steer(
             request.latent, request.prompts, request.target_kl, 0, 0, tolerance=request.tolerance, pole=request.pole
         )
-        batch = _Batch(self.steering, [steer])
+        batch = Batch(self.steering, [steer])
         (found,), (places,) = batch.find_strengths(), batch.places
-        rows = _Rows(places, [request.latent] * len(places), [found.strength] * len(places))
+        rows = Rows(places, [request.latent] * len(places), [found.strength] * len(places))
         # As the clean ones are computed, so that no edit is no change, to the last bit.
-        steered = batch._next(rows).log_softmax(dim=-1)
+        steered = batch.next_logits(rows).log_softmax(dim=-1)
         return found, steered.exp() - batch.clean_logprobs[places].exp()
 
     def _largest(self, values: Tensor, n: int, sign: int = 1) -> tuple[Shift, ...]:

@@ -30,7 +30,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
 
 INPUT = ":in"
 
-_BLOCK = rf"(?:{'|'.join(map(re.escape, ('layers', *ALIASES['layers'])))})\.\d+"
+BLOCK = rf"(?:{'|'.join(map(re.escape, ('layers', *ALIASES['layers'])))})\.\d+"
 
 
 class Stop(Exception):
@@ -77,7 +77,7 @@ def _hint(names: Sequence[str], spellings: Sequence[str]) -> str:
         return sum(".".join(parts[:end]) in names for end in range(1, len(parts)))
 
     close = difflib.get_close_matches(max(spellings, key=depth), names, n=4, cutoff=0.5)
-    blocks = [name for name in names if re.fullmatch(rf"{_BLOCK}|\w+\.\d+", name)]
+    blocks = [name for name in names if re.fullmatch(rf"{BLOCK}|\w+\.\d+", name)]
     span = f"; blocks are {blocks[0]} to {blocks[-1]}" if blocks else ""
     return f"near matches: {', '.join(close) or 'none'}{span}"
 
@@ -100,7 +100,7 @@ def neurons_at(model: nn.Module, hookpoint: str) -> str:
         UserError: no such module, or an MLP whose down projection has none of the known names (experts, say).
     """
     real = resolve(model, hookpoint)
-    mlp = re.fullmatch(rf"({_BLOCK})(?:\.mlp)?", real)
+    mlp = re.fullmatch(rf"({BLOCK})(?:\.mlp)?", real)
     return resolve(model, f"{mlp[1]}.mlp.down_proj{INPUT}") if mlp else real
 
 

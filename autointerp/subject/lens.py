@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from autointerp.errors import UserError
-from autointerp.subject.hookpoints import _BLOCK, INPUT, base_model, editing, find, resolve
+from autointerp.subject.hookpoints import BLOCK, INPUT, base_model, editing, find, resolve
 from autointerp.subject.load import SubjectModel
 
 SUBLAYERS = ("self_attn", "mlp")
@@ -33,7 +33,7 @@ def logit_lens(subject: SubjectModel, hookpoint: str, directions: Tensor) -> Ten
     A direction has no length of its own here: it is the whole state, which the norm scales.
     """
     residual = residual_directions(subject.model, hookpoint, directions)
-    last = [name for name, _ in base_model(subject.model).named_modules() if re.fullmatch(_BLOCK, name)][-1:]
+    last = [name for name, _ in base_model(subject.model).named_modules() if re.fullmatch(BLOCK, name)][-1:]
     if residual is None or not last:
         return None
     # The norm's epsilon should not see how long the decoder's rows happen to be.
@@ -53,9 +53,9 @@ def residual_directions(model: nn.Module, hookpoint: str, directions: Tensor) ->
     through these first. Any other place feeds into something that is not linear.
     """
     real = resolve(model, hookpoint)
-    if re.fullmatch(_BLOCK, real.removesuffix(INPUT)):
+    if re.fullmatch(BLOCK, real.removesuffix(INPUT)):
         return directions
-    block = re.match(rf"{_BLOCK}(?=\.)", real)
+    block = re.match(rf"{BLOCK}(?=\.)", real)
     if block is None or hasattr(find(model, block[0]), POST_NORM):
         return None
     for name, end in product((*SUBLAYERS, *WRITERS), ("", INPUT)):

@@ -70,7 +70,7 @@ class SteerClient:
         """One reply per request, in their order; those that can share their passes do."""
         replies: list[Reply | None] = [self._unusable(request) for request in requests]
         for members in _batches(requests, [i for i, failure in enumerate(replies) if failure is None]):
-            batch = _Batch(self, [requests[i] for i in members])
+            batch = Batch(self, [requests[i] for i in members])
             for i, reply in zip(members, batch.replies(), strict=True):
                 replies[i] = reply
         return [reply for reply in replies if reply is not None]
@@ -127,7 +127,7 @@ class _Search:
 
 
 @dataclass
-class _Rows:
+class Rows:
     """Rows of a batch: which prompt each continues, and with which edit."""
 
     prompts: list[int]
@@ -135,7 +135,7 @@ class _Rows:
     strengths: list[float]
 
 
-class _Batch:
+class Batch:
     """Requests whose prompts are prefilled without their last token, which every later pass begins with."""
 
     def __init__(self, client: SteerClient, requests: Sequence[Steer]) -> None:
@@ -156,7 +156,7 @@ class _Batch:
 
         everyone = list(range(len(prompts)))
         with editing(subject.model, client.hookpoint, measure):
-            logits = self._next(_Rows(everyone, [0] * len(everyone), [0.0] * len(everyone)))
+            logits = self.next_logits(Rows(everyone, [0] * len(everyone), [0.0] * len(everyone)))
         self.clean_logprobs, self.norms = logits.log_softmax(dim=-1), norms[0]
 
     def replies(self) -> list[Reply]:
@@ -190,24 +190,24 @@ class _Batch:
 
     def kl(self, strengths: dict[int, float]) -> list[float]:
         """Mean over a request's prompts of KL(intervened || clean) of the next token, in nats, by request."""
-        rows = _Rows([], [], [])
+        rows = Rows([], [], [])
         for i, strength in strengths.items():
             rows.prompts += self.places[i]
             rows.latents += [self.requests[i].latent] * len(self.places[i])
             rows.strengths += [strength] * len(self.places[i])
-        steered = self._next(rows).log_softmax(dim=-1)
+        steered = self.next_logits(rows).log_softmax(dim=-1)
         each = (steered.exp() * (steered - self.clean_logprobs[rows.prompts])).sum(dim=-1)
         sizes = [len(self.places[i]) for i in strengths]
         return [float(part.mean()) for part in torch.split(each, sizes)]
 
-    def _next(self, rows: _Rows) -> Tensor:
+    def next_logits(self, rows: Rows) -> Tensor:
         """Logits `[rows, V]` after the last prompt token under the rows' edits."""
         index = torch.tensor(rows.prompts, device=self.last.device)
         mask = torch.cat([self.mask[index], self.mask.new_ones(len(index), 1)], dim=1)
         cache = copy_rows(self.cache, index)
         return self._forward(cache, self.last[index], mask, self.lengths[index], rows)
 
-    def _forward(self, cache: Any, tokens: Tensor, mask: Tensor, places: Tensor, rows: _Rows) -> Tensor:
+    def _forward(self, cache: Any, tokens: Tensor, mask: Tensor, places: Tensor, rows: Rows) -> Tensor:
         client, device = self.client, tokens.device
         edit = EDITS[self.requests[0].edit](
             client.sae, torch.tensor(rows.latents, device=device), torch.tensor(rows.strengths, device=device)
@@ -225,7 +225,7 @@ class _Batch:
 
         Requests that differ in their target only share the clean ones.
         """
-        rows, noises = _Rows([], [], []), []
+        rows, noises = Rows([], [], []), []
         clean: dict[tuple[Any, ...], range] = {}
         spans: list[tuple[range, range]] = []
         seeds: dict[tuple[int, int, int], int] = {}
@@ -247,7 +247,7 @@ class _Batch:
         texts = self._sample(rows, noises, [derive(seed, "steer", latent, i) for seed, latent, i in seeds])
         return [(tuple(texts[i] for i in a), tuple(texts[i] for i in b)) for a, b in spans]
 
-    def _sample(self, rows: _Rows, noises: list[int], seeds: list[int]) -> list[str]:
+    def _sample(self, rows: Rows, noises: list[int], seeds: list[int]) -> list[str]:
         request, subject, n = self.requests[0], self.client.subject, len(rows.prompts)
         index = torch.tensor(rows.prompts, device=self.last.device)
         cache, mask = copy_rows(self.cache, index), self.mask[index]

@@ -7,13 +7,14 @@ import gzip
 import importlib
 import json
 import re
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+from answering import by_hand
 
 import autointerp
 from autointerp.clients.fake import FakeClient, bag_of_words
@@ -43,19 +44,6 @@ def record(
     windows += [window(100 + i, RANDOM) for i in range(others)]
     windows += [window(200 + i, kind) for i, kind in enumerate(hard)]
     return LatentRecord(latent, 10, 1000, float(activating), 1.0, tuple(windows), (), pole=pole)
-
-
-def by_hand(
-    asking: Generator[Any, Any, Proposal], reply: Callable[[Any], Reply]
-) -> tuple[Proposal, list[Sequence[Any]]]:
-    rounds: list[Sequence[Any]] = []
-    try:
-        requests = next(asking)
-        while True:
-            rounds.append(requests)
-            requests = asking.send([reply(request) for request in requests])
-    except StopIteration as stop:
-        return stop.value, rounds
 
 
 def said(text: str) -> ChatReply:

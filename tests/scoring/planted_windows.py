@@ -1,11 +1,7 @@
-"""Windows with a known label, and the loop that answers a scorer by hand."""
+"""Windows with a known label, and figures of what they come to."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
-from typing import Any
-
-from prompts.requests import Reply
 from scoring.types import ACTIVATING, RANDOM, Metric, Outcome, Subject, Window
 
 CAT = Subject(7, "cat", "e0")
@@ -37,15 +33,3 @@ def windows(n: int, m: int | None = None) -> list[Window]:
 def figures(outcome: Outcome, name: str = "balanced_accuracy") -> list[Metric]:
     """Of one metric, against each kind of negatives."""
     return [metric for metric in outcome.metrics if metric.metric == name]
-
-
-def by_hand(asking: Generator[Any, Any, Any], reply: Callable[[Any], Reply]) -> tuple[Any, list[Sequence[Any]]]:
-    """Answer every request with `reply`; the scorer's result, and the requests of each round."""
-    rounds: list[Sequence[Any]] = []
-    try:
-        requests = next(asking)
-        while True:
-            rounds.append(requests)
-            requests = asking.send([reply(request) for request in requests])
-    except StopIteration as stop:
-        return stop.value, rounds

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from planted_windows import by_hand
+from answering import by_hand
 from scipy import stats
 from test_coverage import HIGH, LOW, Floats, each_number, holds
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from planted_windows import CAT, DOG, by_hand, window, windows
+from answering import by_hand
+from planted_windows import CAT, DOG, window, windows
 
 from autointerp.clients._fake_prompts import find_windows
 from prompts.requests import Chat, ChatReply, Failure, LikelihoodReply, Reply, Usage, reply_sha

@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
-from planted_windows import CAT, DOG, by_hand, figures
+from answering import by_hand
+from planted_windows import CAT, DOG, figures
 from test_decoys import corpus
 
 from autointerp.clients._fake_prompts import find_windows

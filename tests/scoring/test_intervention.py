@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from planted_windows import CAT, DOG, by_hand, windows
+from answering import by_hand
+from planted_windows import CAT, DOG, windows
 
 from prompts.requests import Failure, Likelihood, LikelihoodReply, Reply, Steer, SteerReply, Usage, fingerprint
 from scoring import intervention

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from planted_windows import CAT, DOG, by_hand, windows
+from answering import by_hand
+from planted_windows import CAT, DOG, windows
 
 import autointerp
 from autointerp.clients._fake_prompts import find_windows

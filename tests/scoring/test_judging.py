@@ -10,7 +10,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from planted_windows import CAT, DOG, by_hand, figures, window, windows
+from answering import by_hand
+from planted_windows import CAT, DOG, figures, window, windows
 
 from autointerp.clients._fake_prompts import find_windows
 from prompts.requests import Chat, ChatReply, Choice, ChoiceReply, Failure, Reply, Request, Usage

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from planted_windows import by_hand
+from answering import by_hand
 
 from autointerp.clients._fake_prompts import find_windows
 from autointerp.clients.fake import LIKELY, UNLIKELY, FakeClient

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from planted_windows import CAT, DOG, by_hand
+from answering import by_hand
+from planted_windows import CAT, DOG
 
 from prompts.requests import Chat, ChatReply, Failure, LikelihoodReply, Reply, Usage
 from scoring import simulation

@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from planted_windows import CAT, DOG, by_hand
+from answering import by_hand
+from planted_windows import CAT, DOG
 
 import autointerp
 from autointerp.clients._fake_prompts import find_windows

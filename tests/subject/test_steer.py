@@ -102,11 +102,11 @@ def test_the_reached_kl_is_the_target_and_is_true(
 def test_zero_strength_leaves_the_continuation_alone(subject: SubjectModel, dictionary: sae.SparseAutoencoder) -> None:
     request = Steer(latent=1, prompts=(ids(subject, PROMPTS[1]),), target_kl=1.0, max_new_tokens=6, seed=5)
     client = SteerClient(subject, dictionary, planted.HOOKPOINT)
-    from autointerp.subject.steer import Found, _Batch
+    from autointerp.subject.steer import Batch, Found
 
     with torch.inference_mode():
-        ((clean, same),) = _Batch(client, [request]).generate([Found(0.0, 0.0, True)])
-        ((_, moved),) = _Batch(client, [request]).generate([Found(200.0, 0.0, True)])
+        ((clean, same),) = Batch(client, [request]).generate([Found(0.0, 0.0, True)])
+        ((_, moved),) = Batch(client, [request]).generate([Found(200.0, 0.0, True)])
     assert clean == same
     assert moved != same
 

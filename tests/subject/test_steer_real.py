@@ -19,7 +19,7 @@ from autointerp.subject.hookpoints import editing
 from autointerp.subject.load import SubjectModel, load_subject
 from autointerp.subject.prefill import copy_rows, pad
 from autointerp.subject.splice import EDITS
-from autointerp.subject.steer import SteerClient, _Batch, _Rows
+from autointerp.subject.steer import Batch, Rows, SteerClient
 from prompts.requests import Steer, SteerReply
 
 HOOKPOINT = "layers.9"
@@ -52,16 +52,18 @@ def test_the_identity_edit_returns_the_clean_logits_to_the_bit(
         assert torch.equal(same, clean)
 
         request = Steer(7, tuple(prompts), 1.0, 1, 0, edit=edit)  # type: ignore[arg-type]
-        batch = _Batch(SteerClient(real, dictionary, HOOKPOINT), [request])
+        batch = Batch(SteerClient(real, dictionary, HOOKPOINT), [request])
         index = torch.arange(3)
         plain = real.model(
             input_ids=batch.last[:, None], attention_mask=torch.cat([batch.mask, torch.ones(3, 1).long()], dim=1),
             position_ids=batch.lengths[:, None], past_key_values=copy_rows(batch.cache, index), use_cache=True,
         ).logits[:, -1]  # fmt: skip
-        untouched = batch._next(_Rows([0, 1, 2], [7, 7, 7], [0.0, 0.0, 0.0]))
+        untouched = batch.next_logits(Rows([0, 1, 2], [7, 7, 7], [0.0, 0.0, 0.0]))
         assert torch.equal(untouched, plain)
         assert torch.equal(batch.clean_logprobs, plain.log_softmax(dim=-1))
-        assert not torch.equal(batch._next(_Rows([0, 1, 2], [7, 7, 7], [50.0, 50.0, 50.0])), plain) or edit == "zero"
+        assert (
+            not torch.equal(batch.next_logits(Rows([0, 1, 2], [7, 7, 7], [50.0, 50.0, 50.0])), plain) or edit == "zero"
+        )
 
 
 def test_live_latents_reach_the_targets(
