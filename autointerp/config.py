@@ -22,7 +22,8 @@ class Section(BaseModel):
 
 class SubjectSettings(Section):
     model: str | None = None
-    """Subject model: a folder or a hub id. Default: what the SAE's metadata says."""
+    """Subject model: a folder, a hub id, or `demo` (that of `autointerp demo`). Default: what the SAE's metadata
+    says."""
     hookpoint: str | None = None
     """Where the SAE reads, e.g. layers.9, layers.9.mlp, layers.9.self_attn.o_proj:in. These names work on every family
     of models. Default: the SAE's metadata."""
@@ -210,6 +211,28 @@ class TrainSettings(Section):
     """Also send step metrics to wandb or trackio."""
 
 
+class StudySettings(Section):
+    """What `autointerp run` crosses: every SAE with every draw, explainer, judge and corpus."""
+
+    saes: tuple[str, ...] = ()
+    """SAEs to compare, beside those that the section train makes: folders or hub ids."""
+    controls: tuple[Literal["random_sae", "random_model", "neurons"], ...] = ()
+    """What stands beside them at each hookpoint: a random SAE of the same shape; an SAE of the first architecture
+    trained on the model with random weights; the largest MLP neurons."""
+    neurons: int = Field(32, ge=1)
+    """Neurons per token of the control `neurons`."""
+    draws: int = Field(1, ge=1)
+    """How often windows are drawn, explained and scored anew for the same latents: what sampling alone changes."""
+    explainers: tuple[str, ...] = ()
+    """Explainers to cross. Default: explain.explainer."""
+    judges: tuple[str, ...] = ()
+    """Models that score, to cross. Default: score.llm."""
+    corpora: tuple[str, ...] = ()
+    """Data sets to cross. Default: data.dataset."""
+    once: tuple[str, ...] = ()
+    """Scorers, of score.methods, that grade the first draw only: dear ones."""
+
+
 class RunSettings(Section):
     """Everything that shapes a run."""
 
@@ -222,6 +245,11 @@ class RunSettings(Section):
     random_model, a subject model of the same shape with random weights."""
     seed: int = 0
     """Every random draw of the run derives from it."""
+    draw: int = Field(0, ge=0)
+    """Which repetition of the sampling: another one splits the documents and draws the windows of the same latents
+    anew."""
+    stores: str | None = None
+    """Folder of latent stores, where several runs read the same ones. Default: store/ in the run folder."""
     limit: int | None = Field(None, ge=1)
     """Explain a seeded random sample of this many live latents. Default: all of them."""
     latents: str | None = None
@@ -240,6 +268,7 @@ class RunSettings(Section):
     explain: ExplainSettings = ExplainSettings()
     score: ScoreSettings = ScoreSettings()
     train: TrainSettings = TrainSettings()
+    study: StudySettings = StudySettings()
 
 
 def resolve(

@@ -21,6 +21,10 @@ class DiskFull(AutointerpError):
     exit_code = 1
 
 
+class NoLatents(UserError):
+    """None of the latents that were asked for can be explained: they are dead, or too rare."""
+
+
 class Damaged(UserError):
     """A file is not what was written: cut off, altered, or of something else."""
 

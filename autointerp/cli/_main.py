@@ -57,7 +57,7 @@ def shadowed() -> list[str]:
 
 
 def main() -> NoReturn:
-    from autointerp.cli import collecting, commands, costs, training  # noqa: F401  (register the verbs)
+    from autointerp.cli import collecting, commands, costs, running, training  # noqa: F401  (register the verbs)
 
     # Spinning threads of two libraries on the same cores cost more than they save.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -52,10 +52,8 @@ def collect(
         "seed": seed, "subject.device": device, "subject.dtype": dtype,
     }  # fmt: skip
     first = make_session(flags, config=config, sets=sets, quiet=quiet, plain=plain)
-    sessions = [Session(first.run, first.reporter, spec) for spec in sae or [str(first.settings.sae)]]
+    sessions = [Session(first.run, first.reporter, spec, first.models) for spec in sae or [str(first.settings.sae)]]
     for session in sessions:
-        if session is not sessions[0] and session.subject_key == sessions[0].subject_key:
-            session.subject = sessions[0].subject
         session.check()
     first.run.open(fresh=fresh)
     folders = collect_stage(sessions, share)

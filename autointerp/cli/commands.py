@@ -86,7 +86,7 @@ def explain(
         rows = session.run.rows("explain", "explanations")
         ok = int((rows["status"] == "ok").sum())
         print(f"{ok} of {len(rows)} latents explained: {session.run.folder / 'explanations.parquet'}")
-        _print_spending(session)
+        print_spending(session.run.folder)
         print(f"next: autointerp score --run {session.run.folder} --method surprisal,embedding,intervention")
         _allow(session, 1 - ok / len(rows), "explanations")
 
@@ -112,7 +112,7 @@ def score(
     the chat model that --client and --scorer-llm name.
     """
     flags = {
-        "out": run or out, "sae": sae, "score.methods": method.split(",") if method else None, "score.client": client,
+        "out": run or out, "sae": sae, "score.methods": words(method), "score.client": client,
         "score.llm": scorer_llm, "score.base_url": base_url, "score.max_concurrency": max_concurrency,
         "score.embedder": embedder, "score.ci_halfwidth": ci_halfwidth, "budget": budget, "batch": batch,
         "max_failed": max_failed, "subject.device": device,
@@ -227,7 +227,7 @@ def _finish(session: Session) -> None:
 
     folder = session.run.folder
     print_summary(load_scores(folder))
-    _print_spending(session)
+    print_spending(session.run.folder)
     print(f"tables: {folder}/*.parquet")
     print(f"page:   {build_report([folder])}")
     judged = load_table(folder, "judgements")
@@ -235,12 +235,17 @@ def _finish(session: Session) -> None:
         _allow(session, float((judged["status"] != "ok").mean()), "judgements")
 
 
-def _print_spending(session: Session) -> None:
+def print_spending(folder: Path) -> None:
     from autointerp.cli.summary import spending
     from autointerp.tables.load import load_table
 
-    if line := spending(load_table(session.run.folder, "usage")):
+    if line := spending(load_table(folder, "usage")):
         print(line)
+
+
+def words(text: str | None) -> list[str] | None:
+    """What commas join."""
+    return None if text is None else [word.strip() for word in text.split(",") if word.strip()]
 
 
 @app.command("list")

@@ -10,6 +10,7 @@ import typer
 
 from autointerp.cli import options
 from autointerp.cli._main import app
+from autointerp.cli.commands import words
 from autointerp.errors import UserError
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def train(
     `torchrun --nproc-per-node 8 -m autointerp train ...`.
     """
     flags = {
-        "subject.model": model, "train.hookpoints": _words(hookpoint), "train.architectures": _words(architecture),
+        "subject.model": model, "train.hookpoints": words(hookpoint), "train.architectures": words(architecture),
         "train.expansions": _numbers("--expansion", expansion), "train.widths": _numbers("--width", width),
         "train.k": _numbers("--k", k), "train.seeds": _numbers("--seeds", seeds), "train.target": target,
         "data.dataset": dataset, "data.text_column": text_column, "data.mode": mode, "data.tokens": tokens,
@@ -68,67 +69,24 @@ def train(
         "subject.device": device, "subject.dtype": dtype,
     }  # fmt: skip
     from autointerp.config import resolve
-    from autointerp.errors import AutointerpError
-    from sae.errors import SAEError
 
-    settings = resolve(flags, config=config, sets=sets)
-    try:
-        _train(settings, fresh=fresh, quiet=quiet, plain=plain)
-    except SAEError as error:
-        raise AutointerpError(str(error)) from error
+    _train(resolve(flags, config=config, sets=sets), fresh=fresh, quiet=quiet, plain=plain)
 
 
 def _train(settings: RunSettings, *, fresh: bool, quiet: bool, plain: bool) -> None:
-    import sae
-    from autointerp.pipeline.dictionary import RANDOM_SAE, random_model_seed
-    from autointerp.pipeline.grid import grid
-    from autointerp.pipeline.job import Job
-    from autointerp.pipeline.metrics import metric_rows, write_metrics
-    from autointerp.pipeline.names import sae_id
     from autointerp.pipeline.run import Run
-    from autointerp.pipeline.train import recorded
-    from autointerp.pipeline.train import train as train_stage
+    from autointerp.pipeline.training_run import subject_to_train_on, train_run
     from autointerp.progress import Reporter
-    from autointerp.subject.load import load_subject
     from sae.world import World
 
-    if settings.subject.model is None:
-        raise UserError("no subject model: name one with --model (a folder or a hub id)")
-    if settings.data.dataset is None:
-        raise UserError("no text: name some with --dataset (a .txt, .jsonl or .parquet file, a hub id, or docstrings)")
-    if settings.null == RANDOM_SAE:
-        raise UserError("a random SAE is one that is not trained: give --null random_sae to collect or explain")
     world = World.join(settings.subject.device)
     reporter = Reporter(plain=plain, quiet=quiet or not world.leads)
-    reporter.say(f"loading {settings.subject.model}")
-    device = settings.subject.device
-    subject = load_subject(
-        settings.subject.model,
-        device=f"cuda:{world.local_rank}" if device == "cuda" and world.size > 1 else device,
-        dtype=settings.subject.dtype,
-        random_seed=random_model_seed(settings),
-    )
-    hookpoints = settings.train.hookpoints or ((settings.subject.hookpoint,) if settings.subject.hookpoint else ())
-    cases = grid(subject, settings.train, hookpoints)
+    subject = subject_to_train_on(settings, reporter, world)
     run = Run(Path(settings.out) if settings.out else Path("results") / "train", settings)
+    trained = train_run(run, subject, reporter, world=world, fresh=fresh)
     if world.leads:
-        run.open(fresh=fresh, own_sae=True)
-    world.wait()
-    job = Job(
-        cases=cases, settings=settings.train, data=settings.data, seed=settings.seed,
-        saes=run.folder / "saes", work=run.folder / "work",
-    )  # fmt: skip
-    folders = train_stage(subject, job, reporter, world)
-    if world.leads:
-        models = [sae.load(folder) for folder in folders]
-        figures = [recorded(model) for model in models]
-        rows = [
-            row
-            for case, model, found in zip(cases, models, figures, strict=True)
-            for row in metric_rows(run.run_id, sae_id(model, case.hookpoint), model, case.hookpoint, found)
-        ]
-        write_metrics(run.folder, rows)
-        _print(folders, figures)
+        folders = [one.folder for one in trained]
+        _print(folders, [one.figures for one in trained])
         print(f"figures: {run.folder / 'sae_metrics.parquet'}; steps: metrics.jsonl beside each SAE")
         print(f"next: autointerp explain --sae {folders[0]}")
     world.leave()
@@ -155,13 +113,9 @@ def _print(folders: list[Path], figures: list[dict[str, Figure]]) -> None:
     console.print(table) if console.is_terminal else Console(width=160).print(table)
 
 
-def _words(text: str | None) -> list[str] | None:
-    return None if text is None else [word.strip() for word in text.split(",") if word.strip()]
-
-
 def _numbers(flag: str, text: str | None) -> list[int] | None:
-    words = _words(text)
+    parts = words(text)
     try:
-        return None if words is None else [int(word) for word in words]
+        return None if parts is None else [int(part) for part in parts]
     except ValueError as error:
         raise UserError(f"{flag} wants whole numbers joined by commas, not '{text}'") from error

@@ -7,6 +7,7 @@ the keys is renamed into place after them. Rows without a marker do not exist.
 from __future__ import annotations
 
 import json
+import shutil
 import time
 import uuid
 from collections import defaultdict
@@ -15,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 
-from autointerp.files import write_json
+from autointerp.files import replacing, write_json
 from autointerp.tables.parts import read_rows, write_rows
 from autointerp.types import Rows
 from prompts.requests import fingerprint
@@ -80,3 +81,19 @@ class Ledger:
         frame = read_rows([path for path in paths if path.is_file()], table)
         owner = frame["work_key"].map(self.where)
         return frame[frame["work_key"].isin(keys) & (owner == frame["part"])]
+
+
+def adopt(stage: str, source: Path, target: Path) -> None:
+    """Take over the finished units of a stage, and which of them count, from another run folder: same keys, same rows.
+
+    What was taken over before is not copied again.
+    """
+    for marker in sorted((source / "done" / stage).glob("*.json")):
+        if (target / "done" / stage / marker.name).is_file():
+            continue
+        for table in json.loads(marker.read_text())["tables"]:
+            name = f"{stage}-{marker.stem}.parquet"
+            with replacing(target / table / name) as temporary:
+                shutil.copyfile(source / table / name, temporary)
+        with replacing(target / "done" / stage / marker.name) as temporary:
+            shutil.copyfile(marker, temporary)

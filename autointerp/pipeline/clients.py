@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from autointerp.clients.encoder import EncoderClient
 from autointerp.clients.hf import HFClient
 from autointerp.config import AskingSettings, ScoreSettings
 from autointerp.engine.account import Account
@@ -195,17 +194,17 @@ def chat_client(session: Session, asked: AskingSettings) -> Client | Server:
     }  # fmt: skip
     options = {name: offered[name] for name in getattr(module, "TAKES", ())} | asked.client_options
     known = fingerprint([asked.client, llm, options])
-    if known not in session.chat_clients:
-        for earlier in session.chat_clients.values():
+    if known not in session.models.chat_clients:
+        for earlier in session.models.chat_clients.values():
             # Two engines would not fit into one GPU.
             if not isinstance(earlier, Server):
                 asyncio.run(earlier.close())
-        session.chat_clients.clear()
+        session.models.chat_clients.clear()
         try:
-            session.chat_clients[known] = module.create(llm, **options)
+            session.models.chat_clients[known] = module.create(llm, **options)
         except TypeError as error:
             raise UserError(f"client '{asked.client}': {error}; see client_options in docs/config.md") from error
-    return session.chat_clients[known]
+    return session.models.chat_clients[known]
 
 
 def embedder(session: Session) -> Client | Server:
@@ -218,7 +217,7 @@ def embedder(session: Session) -> Client | Server:
             name.removeprefix(API_EMBEDDER), settings.base_url, settings.max_concurrency, settings.timeout,
             settings.server,
         )  # fmt: skip
-    return EncoderClient(name or str(demo_embedder()), device=session.settings.subject.device)
+    return session.models.encoder(name or str(demo_embedder()), session.settings.subject.device)
 
 
 def likelihoods(session: Session) -> Client:

@@ -110,7 +110,10 @@ def _rows(
 ) -> Rows:
     latent = record.latent
     proposal: Proposal = finished.result
-    about = {"run_id": session.run.run_id, "sae_id": session.sae_id, "latent": latent, "pole": record.pole}
+    about = {
+        "run_id": session.run.run_id, "sae_id": session.sae_id, "latent": latent, "pole": record.pole,
+        "draw": session.settings.draw, "corpus": session.corpus,
+    }  # fmt: skip
     explanation = {
         **about,
         "explanation_id": fingerprint([session.sae_id, latent, record.pole, explainer.NAME, model, proposal.text]),
@@ -121,7 +124,6 @@ def _rows(
         "prompt_sha": prompt_sha or None,
         "n_windows": len(record.explain),
         "seed": session.settings.seed,
-        "draw": 0,
         "prompt_tokens": finished.usage.prompt_tokens,
         "completion_tokens": finished.usage.completion_tokens,
     }

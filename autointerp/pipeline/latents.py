@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from autointerp.errors import UserError
+from autointerp.errors import NoLatents, UserError
 from autointerp.pipeline.session import Session
 from autointerp.seeds import generator
 from autointerp.tables.parts import write_final
@@ -45,6 +45,7 @@ def write_latents(session: Session, state: NDArray[np.str_], counts: NDArray[np.
             "mean_activation": figures["mean_activation"],
             "n_windows": counts,
             "state": state,
+            "corpus": session.corpus,
         }
     )
     write_final(session.run.folder, "latents", frame)
@@ -63,7 +64,7 @@ def choose(session: Session, state: NDArray[np.str_]) -> list[int]:
     if settings.limit is not None and len(chosen) > settings.limit:
         chosen = generator(settings.seed, "limit").permutation(chosen)[: settings.limit]
     if not len(chosen):
-        raise UserError(
+        raise NoLatents(
             f"no latent to explain: {int((state == 'dead').sum())} are dead and {int((state == 'rare').sum())} rare "
             f"on {session.store.n_tokens:,} tokens; collect more with --tokens, or lower sampling.min_windows"
         )

@@ -40,16 +40,20 @@ VERSIONS = (
 
 FROM_LEDGERS = ("explanations", "windows", "judgements", "scores", "failures", "usage")
 
-WRITTEN = ["store", "work", "done", "selected", *FROM_LEDGERS, "prompts", "report"]
+WRITTEN = [
+    "store", "work", "done", "selected", *FROM_LEDGERS, "prompts", "report", "cells", "random_model", "comparison",
+]  # fmt: skip
 """Folders that a run makes."""
 
 
 class Run:
     """One folder under `results/`. Its name is the `run_id` of every row."""
 
-    def __init__(self, folder: Path, settings: RunSettings) -> None:
+    def __init__(self, folder: Path, settings: RunSettings, *, study: Path | None = None) -> None:
+        """`study` is the folder of the study that this run is a cell of: it keeps the books, and names the rows."""
         self.folder, self.settings = folder, settings
-        self.run_id = folder.resolve().name
+        self.books = study or folder
+        self.run_id = self.books.resolve().name
 
     def open(self, *, fresh: bool = False, own_sae: bool = False) -> None:
         """Make the folder, and write down what is about to happen in it.
@@ -75,7 +79,7 @@ class Run:
             UserError: the budget is none.
         """
         discount = BATCH_DISCOUNT if self.settings.batch else 1.0
-        account = Account(open_cache(self.folder), own_prices=self.settings.prices, discount=discount)
+        account = Account(open_cache(self.books), own_prices=self.settings.prices, discount=discount)
         account.begin(self.settings.budget)
         return account
 
@@ -94,7 +98,7 @@ class Run:
     @property
     def has_books(self) -> bool:
         """Whether anything was asked, by this process or an earlier one."""
-        return "account" in self.__dict__ or (self.folder / REPLIES).is_file()
+        return "account" in self.__dict__ or (self.books / REPLIES).is_file()
 
     def keep_prompts(self, names: tuple[str, ...]) -> None:
         """A copy of each template used."""
@@ -124,13 +128,17 @@ class Run:
         stages = sorted(path.stem for path in (self.folder / "selected").glob("*.json"))
         for table in tables:
             frames = [frame for stage in stages if len(frame := self.rows(stage, table))]
-            if table == "usage" and self.has_books:
-                frames.append(pd.DataFrame([{"run_id": self.run_id, **row} for row in self.account.cache.spent()]))
-                frames = [frame for frame in frames if len(frame)]
+            if table == "usage" and self.books == self.folder:
+                frames += self.spent()
             frame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
             if table == "usage" and len(frame):
-                frame = _total(frame)
+                frame = total_usage(frame)
             write_final(self.folder, table, frame)
+
+    def spent(self) -> list[pd.DataFrame]:
+        """What the books say was spent; nothing where there is nothing to say."""
+        rows = [{"run_id": self.run_id, **row} for row in self.account.cache.spent()] if self.has_books else []
+        return [pd.DataFrame(rows)] if rows else []
 
     def _empty(self, names: list[str]) -> None:
         """Remove what a run writes, and nothing else that may lie in the folder."""
@@ -140,7 +148,7 @@ class Run:
             path.unlink()
 
 
-def _total(frame: pd.DataFrame) -> pd.DataFrame:
+def total_usage(frame: pd.DataFrame) -> pd.DataFrame:
     """Usage by stage and model; a price that is unknown for one part is unknown for the sum."""
     keys, prices = ["run_id", "stage", "model"], ["price", "saved_price"]
     numbers = [name for name in COUNTED if name not in prices]

@@ -153,7 +153,8 @@ def plan(scorer: ModuleType, config: Any, session: Session, explanations: pd.Dat
     common = {
         **session.about_sae, "control": session.control,
         "method": scorer.NAME, "method_version": scorer.VERSION, "scorer_model": model,
-        "prompt_sha": prompt_sha or None, "seed": session.settings.seed, "draw": 0,
+        "prompt_sha": prompt_sha or None, "seed": session.settings.seed,
+        "draw": session.settings.draw, "corpus": session.corpus,
     }  # fmt: skip
     return Plan(scorer, config, asked, ledger, keys, controls, by_target, common, told)
 
@@ -243,7 +244,7 @@ def _rows(
         judgements += [
             {
                 "run_id": session.run.run_id, "sae_id": session.sae_id, "method": scorer.NAME, **who,
-                **asdict(judgement),
+                **asdict(judgement), "draw": common["draw"], "corpus": common["corpus"],
             }
             for judgement in outcome.judgements
         ]  # fmt: skip

@@ -21,17 +21,18 @@ from autointerp.errors import UserError
 from autointerp.files import sha256_of
 from autointerp.pipeline.dictionary import control_of, is_neurons, load_dictionary, random_model_seed
 from autointerp.pipeline.embeddings import KeptEmbeddings
+from autointerp.pipeline.models import Models
 from autointerp.pipeline.names import sae_id
 from autointerp.pipeline.run import Run
 from autointerp.progress import Reporter
 from autointerp.sampling.sampler import VERSION as SAMPLING_VERSION
 from autointerp.sampling.sampler import Sampler
+from autointerp.seeds import derive
 from autointerp.shards import WHOLE, Shard
 from autointerp.store import layout
 from autointerp.store.reader import LatentStore
 from autointerp.subject.hookpoints import layer_of, resolve
-from autointerp.subject.load import SubjectModel, load_subject
-from autointerp.types import Client, Server
+from autointerp.subject.load import SubjectModel
 from prompts.requests import fingerprint
 from sae.base import SparseAutoencoder
 
@@ -42,8 +43,7 @@ class Session:
     reporter: Reporter
     sae_spec: str | None = None
     """The SAE, where it is not the one of the run's settings (several are collected at once)."""
-    chat_clients: dict[str, Client | Server] = field(default_factory=dict, repr=False)
-    """Of the models that chats were asked, by what they were made from."""
+    models: Models = field(default_factory=Models, repr=False)
 
     @property
     def settings(self) -> RunSettings:
@@ -100,9 +100,9 @@ class Session:
 
     @cached_property
     def subject(self) -> SubjectModel:
-        name, seed, how = self.subject_name, self.random_seed, self.settings.subject
+        name, seed = self.subject_name, self.random_seed
         self.reporter.say(f"loading {name}{' with random weights' if seed is not None else ''}")
-        return load_subject(name, device=how.device, dtype=how.dtype, random_seed=seed)
+        return self.models.subject(name, self.settings.subject, seed)
 
     @property
     def random_seed(self) -> int | None:
@@ -122,10 +122,7 @@ class Session:
     @cached_property
     def reader(self) -> SubjectModel:
         """The trained model whose likelihoods are read; a random one has none that mean anything."""
-        if not self.subject.null:
-            return self.subject
-        how = self.settings.subject
-        return load_subject(self.subject.name, device=how.device, dtype=how.dtype)
+        return self.subject if not self.subject.null else self.models.subject(self.subject.name, self.settings.subject)
 
     @property
     def control(self) -> str:
@@ -186,7 +183,7 @@ class Session:
 
     @property
     def store_folder(self) -> Path:
-        return self.run.folder / "store" / self.sae_id
+        return (Path(self.settings.stores) if self.settings.stores else self.run.folder / "store") / self.sae_id
 
     @cached_property
     def store(self) -> LatentStore:
@@ -214,7 +211,7 @@ class Session:
     @cached_property
     def sampler(self) -> Sampler:
         return Sampler(
-            self.store, self.subject, self.settings.sampling, self.settings.seed,
+            self.store, self.subject, self.settings.sampling, self.sampling_seed,
             directions=self._directions,
             embed=KeptEmbeddings(self),
         )  # fmt: skip
@@ -237,7 +234,19 @@ class Session:
         settings = self.settings.sampling.model_dump()
         by_meaning = "embedding" in (*settings["explain_negatives"], *settings["score_negatives"])
         embedder = self.settings.score.embedder if by_meaning else None
-        return fingerprint([SAMPLING_VERSION, self.store.identity, settings, self.settings.seed, embedder])
+        return fingerprint([SAMPLING_VERSION, self.store.identity, settings, self.sampling_seed, embedder])
+
+    @property
+    def sampling_seed(self) -> int:
+        """Seed of the documents' split and of windows; which latents are explained is the same in all draws."""
+        settings = self.settings
+        return derive(settings.seed, "draw", settings.draw) if settings.draw else settings.seed
+
+    @property
+    def corpus(self) -> str:
+        """The data set's name in tables: a file's or folder's own, without where it lies."""
+        path = Path(self.dataset).expanduser()
+        return path.name if path.exists() else self.dataset
 
     @property
     def about_sae(self) -> dict[str, Any]:

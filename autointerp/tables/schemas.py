@@ -15,28 +15,29 @@ SCORES = _schema(
     run_id=S, model=S, sae_id=S, sae_sha=S, arch=S, hookpoint=S, layer=N, width=N, l0=F, latent=N,
     pole=N, explanation_id=S, explainer=S, explainer_model=S, method=S, method_version=S, scorer_model=S,
     control=S, negatives=S, metric=S, value=F, n=N, n_failed=N, ci_low=F, ci_high=F, ci_method=S,
-    status=S, prompt_sha=S, seed=N, draw=N,
+    status=S, prompt_sha=S, seed=N, draw=N, corpus=S,
 )  # fmt: skip
 
 JUDGEMENTS = _schema(
     run_id=S, sae_id=S, latent=N, pole=N, explanation_id=S, method=S, control=S, window_id=S, kind=S, quantile=N,
     label=B, prediction=B, probability=F, status=S, reply_sha=S, prompt_tokens=N, completion_tokens=N,
-    clean_text=S, steered_text=S,
+    clean_text=S, steered_text=S, draw=N, corpus=S,
 )  # fmt: skip
 
 EXPLANATIONS = _schema(
     run_id=S, sae_id=S, latent=N, pole=N, explanation_id=S, explainer=S, explainer_model=S, text=S, status=S,
-    prompt_sha=S, n_windows=N, seed=N, draw=N, prompt_tokens=N, completion_tokens=N,
+    prompt_sha=S, n_windows=N, seed=N, draw=N, prompt_tokens=N, completion_tokens=N, corpus=S,
 )  # fmt: skip
 
 LATENTS = _schema(
     run_id=S, sae_id=S, latent=N, n_fired=N, n_negative=N, n_tokens=N, density=F, max_activation=F, mean_activation=F,
-    n_windows=N, state=S,
+    n_windows=N, state=S, corpus=S,
 )  # fmt: skip
 
 WINDOWS = _schema(
     run_id=S, sae_id=S, latent=N, pole=N, split=S, window_id=S, document=N, start=N, kind=S, quantile=N,
     tokens=pa.list_(pa.int32()), pieces=pa.list_(S), activations=pa.list_(pa.float32()), text=S,
+    draw=N, corpus=S,
 )  # fmt: skip
 
 SAE_METRICS = _schema(

@@ -1,0 +1,80 @@
+"""`autointerp run`: every stage of one YAML, for all its SAEs, controls, draws, explainers, judges and corpora."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from autointerp.cli import options
+from autointerp.cli._main import app
+
+
+@app.command()
+def run(
+    config: options.Config = None, sae: options.Sae = None, model: options.Model = None,
+    dataset: Annotated[str | None, typer.Option(help="Text; several are joined by commas, and crossed.")] = None,
+    draws: Annotated[
+        int | None, typer.Option(help="Repeat the sampling of windows this often, for the same latents.")
+    ] = None,
+    explainers: Annotated[str | None, typer.Option(help="Explainers, joined by commas, to cross.")] = None,
+    scorer_llms: Annotated[str | None, typer.Option(help="Models that score, joined by commas, to cross.")] = None,
+    method: Annotated[str | None, typer.Option(help="Scorers, joined by commas.")] = None,
+    limit: options.Limit = None, budget: options.Budget = None, out: options.Out = None, seed: options.Seed = None,
+    device: options.Device = None, sets: options.Set = None, fresh: options.Fresh = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be run, and run nothing.")] = False,
+    quiet: options.Quiet = False, plain: options.Plain = False,
+) -> None:  # fmt: skip
+    """All stages from one YAML: train, collect, explain, score, compare, report.
+
+    The section `study` crosses: SAEs (those of the section `train` and those named), their controls, draws of the
+    windows, explainers, judges, corpora. Every combination is a run of its own under `cells/`; their tables are united
+    in the run folder. Interrupt it at any time: the same command goes on where it was.
+
+    Example: `autointerp run --config study.yaml --out results/study`, or for one SAE, three draws of it:
+    `autointerp run --sae PATH --dataset text.jsonl --explainers tokens --draws 3`.
+    """
+    from dotenv import load_dotenv
+
+    from autointerp.cli.commands import words
+    from autointerp.config import resolve
+    from autointerp.pipeline.names import run_name
+    from autointerp.pipeline.study import Study
+    from autointerp.progress import Reporter
+
+    load_dotenv(Path.cwd() / ".env")
+    corpora, told, judges = words(dataset) or [], words(explainers) or [], words(scorer_llms) or []
+    flags = {
+        "sae": sae, "subject.model": model, "subject.device": device,
+        "data.dataset": corpora[0] if corpora else None, "study.corpora": corpora if len(corpora) > 1 else None,
+        "study.draws": draws,
+        "explain.explainer": told[0] if told else None, "study.explainers": told if len(told) > 1 else None,
+        "score.llm": judges[0] if judges else None, "study.judges": judges if len(judges) > 1 else None,
+        "score.methods": words(method), "limit": limit, "budget": budget, "out": out, "seed": seed,
+    }  # fmt: skip
+    settings = resolve(flags, config=config, sets=sets)
+    name = run_name(settings.sae, settings.null) if settings.sae else config.stem if config else "study"
+    folder = Path(settings.out) if settings.out else Path("results") / name
+    study = Study(settings, folder, Reporter(plain=plain, quiet=quiet))
+    study.check()
+    if dry_run:
+        for line in study.outline():
+            print(line)
+        return
+    cells = study(fresh=fresh)
+    _finish(folder, len(cells))
+
+
+def _finish(folder: Path, n_cells: int) -> None:
+    """The tables that decide, and the page."""
+    from autointerp.cli.commands import print_spending
+    from autointerp.cli.summary import print_summary
+    from autointerp.report import build_report
+    from autointerp.tables.load import load_scores
+
+    print_summary(load_scores(folder))
+    print_spending(folder)
+    print(f"tables: {folder}/*.parquet" + (f", of {n_cells} runs in {folder}/cells" if n_cells > 1 else ""))
+    print(f"page:   {build_report([folder])}")
+    print(f"next:   autointerp compare {folder}")
