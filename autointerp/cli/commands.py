@@ -76,6 +76,7 @@ def explain(
         return
     from autointerp.pipeline.explain import explain as explain_stage
     from autointerp.pipeline.explain import prepare
+    from autointerp.pipeline.lens import write_lens
     from autointerp.pipeline.metrics import write_sae_metrics
 
     with _open(flags, prepare, config=config, sets=sets, fresh=fresh, quiet=quiet, plain=plain) as (session, prepared):
@@ -83,6 +84,7 @@ def explain(
             explain_stage(session, prepared, retry_failed=retry_failed)
         write_sae_metrics(session)
         session.run.merge()
+        write_lens(session)
         rows = session.run.rows("explain", "explanations")
         ok = int((rows["status"] == "ok").sum())
         print(f"{ok} of {len(rows)} latents explained: {session.run.folder / 'explanations.parquet'}")

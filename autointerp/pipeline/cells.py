@@ -71,7 +71,8 @@ def cells_of(settings: RunSettings, dictionaries: Sequence[Dictionary], out: Pat
         own = settings.model_copy(
             update={
                 "out": str(folder_of(dictionary, place)), "sae": dictionary.sae, "null": dictionary.null, "draw": draw,
-                "stores": str(stores / _slug(str(corpora[c])) if len(corpora) > 1 else stores), "study": StudySettings(),
+                "stores": str(stores / _slug(str(corpora[c])) if len(corpora) > 1 else stores),
+                "study": StudySettings(),
                 "data": settings.data.model_copy(update={"dataset": corpora[c]}),
                 "explain": settings.explain.model_copy(update={"explainer": explainers[e]}),
                 "score": settings.score.model_copy(update={"llm": judges[j], "methods": methods}),

@@ -16,6 +16,7 @@ from autointerp.pipeline.explain import explain
 from autointerp.pipeline.explain import prepare as prepare_explain
 from autointerp.pipeline.grid import grid
 from autointerp.pipeline.job import Job
+from autointerp.pipeline.lens import write_lens
 from autointerp.pipeline.metrics import write_sae_metrics
 from autointerp.pipeline.run import Run
 from autointerp.pipeline.score import prepare as prepare_score
@@ -102,5 +103,6 @@ def demo(out: Path, size: Size, reporter: Reporter, *, seed: int = 0, fresh: boo
     explain(session, prepare_explain(session))
     score(session, prepare_score(session))
     run.merge()
+    write_lens(session)
     run.close()
     return session

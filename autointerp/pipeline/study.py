@@ -23,6 +23,7 @@ from autointerp.pipeline.collection import collect
 from autointerp.pipeline.dictionary import NEURONS_TOPK, RANDOM_MODEL, RANDOM_SAE, is_neurons
 from autointerp.pipeline.explain import STAGE, explain
 from autointerp.pipeline.explain import prepare as prepare_explain
+from autointerp.pipeline.lens import write_lens
 from autointerp.pipeline.metrics import write_sae_metrics
 from autointerp.pipeline.models import Models
 from autointerp.pipeline.names import run_name
@@ -96,13 +97,8 @@ class Study:
         train = settings.train
         sizes = train.widths or train.expansions
         n_trained = len(train.architectures) * len(train.hookpoints) * len(sizes) * len(train.k) * len(train.seeds)
-        crossed = {
-            "draws": study.draws, "explainers": len(study.explainers) or 1, "judges": len(study.judges) or 1,
-            "corpora": len(study.corpora) or 1,
-        }  # fmt: skip
-        each = " x ".join(
-            f"{n} {name if n > 1 else name.rstrip('s')}" for name, n in crossed.items() if name != "corpora"
-        )
+        crossed = {"draw": study.draws, "explainer": len(study.explainers) or 1, "judge": len(study.judges) or 1}
+        each = " x ".join(f"{n} {name}{'s' if n > 1 else ''}" for name, n in crossed.items())
         return [
             f"train:    {n_trained if train.hookpoints else 0} SAEs ({', '.join(train.architectures)}; at most)",
             f"named:    {', '.join([s for s in (settings.sae, *study.saes) if s]) or 'none'}",
@@ -198,6 +194,7 @@ class Study:
             session.run.close()
         if cell.leads:
             write_sae_metrics(session)
+            write_lens(session)
         write_json(path, done)
 
     def _with_latents(self, cell: Cell) -> RunSettings:

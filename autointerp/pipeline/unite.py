@@ -17,7 +17,7 @@ ONCE = {
     "windows": ["sae_id", "latent", "pole", "split", "window_id", "draw", "corpus"],
 }
 """What two cells may both hold (another judge grades the same explanations), and what tells two rows of it apart."""
-OF_LEADERS = ("latents", "sae_metrics")
+OF_LEADERS = ("latents", "sae_metrics", "lens")
 """Tables about dictionaries: nothing in them depends on the explainer or the judge."""
 
 

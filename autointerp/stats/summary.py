@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from autointerp.seeds import generator
+from autointerp.stats.frames import Floats
+from autointerp.stats.resampling import LEAST, STATISTICS, interval, resample
 from scoring.types import EXPLANATION_CONTROLS
 
 RESAMPLES = 4000
@@ -27,9 +27,9 @@ def summarise(scores: pd.DataFrame) -> pd.DataFrame:
     """One row per method, metric and kind of non-activating windows (`negatives`, empty where there are none), and for
     random SAEs, random models and neurons (`control`) one of their own.
 
-    `median` and its interval are of the real explanations, over latents (percentile bootstrap).
-    `difference` is the mean over latents of real minus shuffled, on the same windows, with its bootstrap
-    interval: latents are the unit that is resampled. Null scores are counted in `n_null`, and left out.
+    `median` and its interval are of the real explanations, over latents. `difference` is the mean over latents of
+    real minus shuffled, on the same windows. Intervals resample latents (`resampling`): draws and poles of one are
+    averaged first. Null scores are counted in `n_null`, and left out.
     """
     rows = []
     headline = scores["metric"].map(lambda name: str(name).partition("@")[0]).isin(HEADLINE)
@@ -53,26 +53,24 @@ def summarise(scores: pd.DataFrame) -> pd.DataFrame:
         paired = wide.dropna()
         gaps = (paired["real"] - paired["control"]).to_numpy()
         purpose = "/".join(str(part) for part in (method, metric, negatives) if part)
-        low, high = bootstrap(real, np.median, f"{purpose}/median")
-        gap_low, gap_high = bootstrap(gaps, np.mean, f"{purpose}/gap")
+        low, high = bootstrap(real, "median", f"{purpose}/median")
+        gap_low, gap_high = bootstrap(gaps, "mean", f"{purpose}/gap")
         rows.append({
             "control": place, "method": method, "metric": metric, "negatives": negatives, "n": len(real),
             "n_null": int(asked["value"].isna().sum()),
-            "median": _or_nan(np.median, real), "ci_low": low, "ci_high": high,
-            "control_median": _or_nan(np.median, paired["control"].to_numpy()),
-            "difference": _or_nan(np.mean, gaps), "difference_low": gap_low, "difference_high": gap_high,
+            "median": _or_nan("median", real), "ci_low": low, "ci_high": high,
+            "control_median": _or_nan("median", paired["control"].to_numpy()),
+            "difference": _or_nan("mean", gaps), "difference_low": gap_low, "difference_high": gap_high,
         })  # fmt: skip
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def bootstrap(values: NDArray[np.float64], statistic: object, purpose: str) -> tuple[float, float]:
-    """95% percentile interval over resampled latents; NaN below three of them. Seeded by its purpose."""
-    if len(values) < 3:
+def bootstrap(values: Floats, statistic: str, purpose: str) -> tuple[float, float]:
+    """95% interval over resampled latents; NaN below three of them. Seeded by its purpose."""
+    if len(values) < LEAST:
         return float("nan"), float("nan")
-    draws = generator(0, "bootstrap", purpose).integers(0, len(values), size=(RESAMPLES, len(values)))
-    estimates = statistic(values[draws], axis=1)  # type: ignore[operator]
-    return float(np.quantile(estimates, 0.025)), float(np.quantile(estimates, 0.975))
+    return interval(resample(values, statistic, generator(0, "bootstrap", purpose), RESAMPLES), len(values))
 
 
-def _or_nan(statistic: object, values: NDArray[np.float64]) -> float:
-    return float(statistic(values)) if len(values) else float("nan")  # type: ignore[operator]
+def _or_nan(statistic: str, values: Floats) -> float:
+    return float(STATISTICS[statistic](values)) if len(values) else float("nan")

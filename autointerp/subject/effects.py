@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from autointerp.subject.lens import logit_lens
+from autointerp.subject.lens import largest, logit_lens
 from autointerp.subject.load import SubjectModel
 from autointerp.subject.steer import Batch, Found, Rows, SteerClient
 from prompts.requests import Effects, EffectsReply, Failure, Reply, Request, Shift, Steer, Usage
@@ -29,9 +29,6 @@ class EffectsClient:
 
     def __init__(self, subject: SubjectModel, sae: SparseAutoencoder, hookpoint: str) -> None:
         self.steering = SteerClient(subject, sae, hookpoint)
-        added = subject.tokenizer.added_tokens_decoder.items()
-        # Tokens of no text. A judge's chat template could take one for the end of the message.
-        self._special = subject.special_ids | {token for token, about in added if about.special}
         self.model = subject.label
         self.identity = f"effects {subject.fingerprint} {subject.model.dtype}"
 
@@ -47,14 +44,15 @@ class EffectsClient:
             return Failure("empty", "a prompt to steer needs at least two tokens")
         lens = self._lens(request)
         promoted, suppressed = (
-            None if lens is None else self._largest(sign * lens, request.lens_tokens, sign) for sign in (1, -1)
+            None if lens is None else largest(self.steering.subject, sign * lens, request.lens_tokens, sign)
+            for sign in (1, -1)
         )
         if not request.prompts:
             return EffectsReply(promoted, suppressed, (), (), None, None, False)
         found, changes = self._steered(request)
         decode = self.steering.subject.tokenizer.decode
         texts = tuple(decode(list(prompt), clean_up_tokenization_spaces=False) for prompt in request.prompts)
-        gains = tuple(self._largest(change, request.n_tokens) for change in changes)
+        gains = tuple(largest(self.steering.subject, change, request.n_tokens) for change in changes)
         usage = Usage(prompt_tokens=sum(map(len, request.prompts)))
         return EffectsReply(promoted, suppressed, texts, gains, found.strength, found.kl, found.converged, usage)
 
@@ -76,18 +74,3 @@ class EffectsClient:
         # As the clean ones are computed, so that no edit is no change, to the last bit.
         steered = batch.next_logits(rows).log_softmax(dim=-1)
         return found, steered.exp() - batch.clean_logprobs[places].exp()
-
-    def _largest(self, values: Tensor, n: int, sign: int = 1) -> tuple[Shift, ...]:
-        """The `n` tokens of the largest values above 0, times `sign`, among those that can be shown."""
-        subject, found = self.steering.subject, list[Shift]()
-        # Few tokens are passed over: a small multiple mostly suffices.
-        for size in sorted({min(4 * n + 32, len(values)), len(values)}):
-            top, tokens = values.topk(size)
-            found = []
-            for value, token in zip(top.tolist(), tokens.tolist(), strict=True):
-                if len(found) == n or not value > 0:
-                    return tuple(found)
-                (text,) = subject.pieces_alone([token])
-                if text and "\ufffd" not in text and token not in self._special:
-                    found.append(Shift(token, text, sign * value))
-        return tuple(found)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from autointerp.errors import UserError
 from autointerp.subject.hookpoints import BLOCK, INPUT, base_model, editing, find, resolve
 from autointerp.subject.load import SubjectModel
+from prompts.requests import Shift
 
 SUBLAYERS = ("self_attn", "mlp")
 WRITERS = ("self_attn.o_proj", "mlp.down_proj")
@@ -44,6 +45,23 @@ def logit_lens(subject: SubjectModel, hookpoint: str, directions: Tensor) -> Ten
         logits: Tensor = subject.model(input_ids=tokens, use_cache=False).logits[:, -1].float()
     # What biases say, they say of nothing, too.
     return logits[1:] - logits[:1]
+
+
+def largest(subject: SubjectModel, values: Tensor, n: int, sign: int = 1) -> tuple[Shift, ...]:
+    """The `n` tokens of the largest `values` `[V]` above 0, times `sign`, among those that can be shown: no special
+    ones, no parts of characters."""
+    found: list[Shift] = []
+    # Few tokens are passed over: a small multiple mostly suffices.
+    for size in sorted({min(4 * n + 32, len(values)), len(values)}):
+        top, tokens = values.topk(size)
+        found = []
+        for value, token in zip(top.tolist(), tokens.tolist(), strict=True):
+            if len(found) == n or not value > 0:
+                return tuple(found)
+            (text,) = subject.pieces_alone([token])
+            if text and "\ufffd" not in text and token not in subject.textless_ids:
+                found.append(Shift(token, text, sign * value))
+    return tuple(found)
 
 
 def residual_directions(model: nn.Module, hookpoint: str, directions: Tensor) -> Tensor | None:

@@ -74,6 +74,12 @@ class SubjectModel:
         return frozenset(int(i) for i in self.tokenizer.all_special_ids)
 
     @cached_property
+    def textless_ids(self) -> frozenset[int]:
+        """Tokens of no text, added ones too: a judge's chat template could take one for the end of the message."""
+        added = self.tokenizer.added_tokens_decoder.items()
+        return self.special_ids | {token for token, about in added if about.special}
+
+    @cached_property
     def bos_id(self) -> int | None:
         """The token that this tokenizer itself puts before a text, if it does. It is never forced on a model."""
         ids = self.tokenizer("a")["input_ids"]

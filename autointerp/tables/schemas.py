@@ -44,6 +44,8 @@ SAE_METRICS = _schema(
     run_id=S, sae_id=S, arch=S, hookpoint=S, width=N, seed=N, n_tokens=N, metric=S, value=F, ci_low=F, ci_high=F,
 )  # fmt: skip
 
+LENS = _schema(run_id=S, sae_id=S, latent=N, direction=S, rank=N, token=S, logit=F)
+
 USAGE = _schema(
     run_id=S, stage=S, model=S, calls=N, retries=N, cached_calls=N, prompt_tokens=N, completion_tokens=N,
     prefix_cached_tokens=N, unsure_tokens=N, price=F, saved_tokens=N, saved_price=F, seconds=F,
@@ -58,6 +60,7 @@ TABLES: dict[str, pa.Schema] = {
     "latents": LATENTS,
     "windows": WINDOWS,
     "sae_metrics": SAE_METRICS,
+    "lens": LENS,
     "usage": USAGE,
     "failures": FAILURES,
 }
@@ -69,6 +72,7 @@ SORT_KEYS: dict[str, list[str]] = {
     "latents": ["sae_id", "latent"],
     "windows": ["sae_id", "latent", "split", "kind", "start"],
     "sae_metrics": ["sae_id", "metric"],
+    "lens": ["sae_id", "latent", "direction", "rank"],
     "usage": ["stage", "model"],
     "failures": ["stage", "latent", "kind", "message"],
 }

@@ -21,7 +21,7 @@ def study_yaml(world: Any, folder: Path, **changes: Any) -> Path:
         "limit": 3,
         "sampling": {"window": 16, "explain_activating": 10, "explain_random": 10, "score_activating": 8,
                      "score_random": 8, "min_windows": 4, "prompts": 3, "prompt_tokens": 16},
-        "explain": {"explainer": "tokens"},
+        "explain": {"client": "fake", "llm": "keyword"},
         "score": {"methods": ["embedding", "intervention"], "controls": ["shuffled_explanation"]},
         "train": {"architectures": ["topk", "relu"], "hookpoints": ["layers.0", "layers.1"], "widths": [32], "k": [4],
                   "batch_size": 256, "held_out": 4, "dead_after": 100_000},
@@ -106,12 +106,11 @@ def test_judges_and_explainers_are_crossed(world: Any, tmp_path: Path, cli: Call
     """Two judges grade the same explanations, each made once."""
     config = study_yaml(
         world, tmp_path, sae=str(world.sae), train={"hookpoints": []}, study={"controls": [], "draws": 1, "once": []},
-        score={"client": "fake", "methods": ["detection"]}, explain={"client": "fake"},
+        score={"client": "fake", "methods": ["detection"]},
     )  # fmt: skip
     out = tmp_path / "crossed"
     ended = cli(
         "run", "--config", config, "--out", out, "--explainers", "tokens,default", "--scorer-llms", "keyword,constant",
-        "--set", "explain.llm=keyword",
     )  # fmt: skip
     assert ended.code == 0, ended.err
     scores, told = load_scores(out), load_explanations(out)
