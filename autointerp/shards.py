@@ -35,6 +35,11 @@ class Shard:
         """This share of `n` pieces in a row."""
         return range(self.index * n // self.count, (self.index + 1) * n // self.count)
 
+    @property
+    def label(self) -> str:
+        """For names of files and folders."""
+        return f"{self.index}-of-{self.count}"
+
     def __str__(self) -> str:
         return f"{self.index}/{self.count}"
 

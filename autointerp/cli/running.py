@@ -9,6 +9,7 @@ import typer
 
 from autointerp.cli import options
 from autointerp.cli._main import app
+from autointerp.errors import UserError
 
 
 @app.command()
@@ -23,6 +24,10 @@ def run(
     method: Annotated[str | None, typer.Option(help="Scorers, joined by commas.")] = None,
     limit: options.Limit = None, budget: options.Budget = None, out: options.Out = None, seed: options.Seed = None,
     device: options.Device = None, sets: options.Set = None, fresh: options.Fresh = False,
+    shard: Annotated[
+        str, typer.Option(help="This process's share, 0/4 to 3/4, of the documents to collect and of the latents.")
+    ] = "0/1",
+    only: Annotated[str | None, typer.Option(help="One stage: train, collect, explain or score.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be run, and run nothing.")] = False,
     quiet: options.Quiet = False, plain: options.Plain = False,
 ) -> None:  # fmt: skip
@@ -40,8 +45,9 @@ def run(
     from autointerp.cli.commands import words
     from autointerp.config import resolve
     from autointerp.pipeline.names import run_name
-    from autointerp.pipeline.study import Study
+    from autointerp.pipeline.study import STAGES, Study
     from autointerp.progress import Reporter
+    from autointerp.shards import Shard
 
     load_dotenv(Path.cwd() / ".env")
     corpora, told, judges = words(dataset) or [], words(explainers) or [], words(scorer_llms) or []
@@ -62,8 +68,36 @@ def run(
         for line in study.outline():
             print(line)
         return
-    cells = study(fresh=fresh)
-    _finish(folder, len(cells))
+    share = Shard.parse(shard)
+    stages = STAGES if only is None else (only,)
+    if only is not None and only not in STAGES:
+        raise UserError(f"--only '{only}' is no stage: {', '.join(STAGES)}")
+    cells = study(fresh=fresh, stages=stages, shard=share)
+    if share.whole and "score" in stages:
+        _finish(folder, len(cells))
+    else:
+        print(f"{only or 'all stages'}, shard {share}: done; when all shards are: autointerp merge {folder}")
+
+
+@app.command()
+def merge(
+    run: Annotated[Path, typer.Argument(help="Folder of a run or study whose shards are done.")],
+    partial: Annotated[bool, typer.Option("--partial", help="Unite what is there, though some is missing.")] = False,
+    quiet: options.Quiet = False, plain: options.Plain = False,
+) -> None:  # fmt: skip
+    """Unite what shards have done: part files, replies and books; counts are verified.
+
+    Nothing is asked of a language model.
+    """
+    from autointerp.config import resolve
+    from autointerp.pipeline.study import Study
+    from autointerp.progress import Reporter
+
+    if not (run / "config.yaml").is_file():
+        raise UserError(f"no run in '{run}': config.yaml is missing")
+    settings = resolve({"out": str(run)}, config=run / "config.yaml", environ={})
+    cells = Study(settings, run, Reporter(plain=plain, quiet=quiet)).merge(partial=partial)
+    _finish(run, len(cells))
 
 
 def _finish(folder: Path, n_cells: int) -> None:

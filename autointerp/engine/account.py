@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from autointerp.engine import prices
 from autointerp.engine.budget import Budget, parse, worst_case
-from autointerp.engine.replies import Cost, ReplyCache
+from autointerp.engine.replies import Cost, ReplyCache, spent_in
 from autointerp.errors import BudgetReached, UserError
 from autointerp.types import Attempt, Finding, Server
 from prompts.requests import Request, Usage
@@ -119,8 +120,9 @@ class Account:
             self.budget.charge(self._amount(server, finding.usage))
         self.cache.record(stage, server.model, cost, self._held())
 
-    def begin(self, limit: str | None) -> None:
-        """Set the budget of the run, of which earlier commands have spent their part.
+    def begin(self, limit: str | None, *, shares: int = 1) -> None:
+        """Set the budget of the run, of which earlier commands have spent their part. One of several `shares` has its
+        part of what was left when the books were last united.
 
         Raises:
             UserError: no amount, or the price of something that was paid is unknown.
@@ -130,14 +132,8 @@ class Account:
             self.budget = None
             return
         amount, unit = parse(limit)
-        spent = 0.0
-        for row in self.cache.spent():
-            if unit == "usd" and row["price"] is None:
-                who = f"{row['model']} has cost in stage {row['stage']}" if row["model"] else "a killed run has cost"
-                raise UserError(f"what {who} is unknown in USD: give --budget in tokens")
-            tokens = row["prompt_tokens"] + row["completion_tokens"] + row["unsure_tokens"]
-            spent += row["price"] if unit == "usd" else tokens
-        self.budget = Budget(amount, unit, spent)
+        earlier = _total(spent_in(self.cache.earlier), unit) if self.cache.earlier is not None else 0.0
+        self.budget = Budget(max(0.0, amount - earlier) / shares, unit, _total(self.cache.spent(), unit))
 
     def close(self) -> None:
         self.cache.close()
@@ -152,3 +148,19 @@ class Account:
 
     def _held(self) -> tuple[str, float] | None:
         return None if self.budget is None else (self.budget.unit, self.budget.held)
+
+
+def _total(booked: Iterable[Mapping[str, Any]], unit: str) -> float:
+    """In the budget's unit.
+
+    Raises:
+        UserError: a price is unknown.
+    """
+    spent = 0.0
+    for row in booked:
+        if unit == "usd" and row["price"] is None:
+            who = f"{row['model']} has cost in stage {row['stage']}" if row["model"] else "a killed run has cost"
+            raise UserError(f"what {who} is unknown in USD: give --budget in tokens")
+        tokens = row["prompt_tokens"] + row["completion_tokens"] + row["unsure_tokens"]
+        spent += row["price"] if unit == "usd" else tokens
+    return spent

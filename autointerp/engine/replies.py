@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from autointerp.errors import Damaged, DiskFull, UserError
+from autointerp.shards import WHOLE, Shard
 from prompts.requests import (
     ChatReply,
     ChoiceReply,
@@ -82,15 +83,16 @@ def key_of(model: str, identity: str, request: Request) -> str:
 
 
 class ReplyCache:
-    """`path` None keeps everything in memory. With `again`, failures that are kept count as not there.
+    """`path` None keeps everything in memory. With `again`, failures that are kept count as not there. `earlier` is a
+    cache that nobody is writing: what it holds is found here too.
 
     Raises:
         BlockingIOError: another process has the file.
         Damaged: it is no such file.
     """
 
-    def __init__(self, path: Path | None = None, *, again: bool = False) -> None:
-        self.path, self.again = path, again
+    def __init__(self, path: Path | None = None, *, again: bool = False, earlier: Path | None = None) -> None:
+        self.path, self.again, self.earlier = path, again, earlier
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
         with _naming(path):
@@ -140,8 +142,12 @@ class ReplyCache:
             return int(self._db.execute("SELECT count(*) FROM replies").fetchone()[0])
 
     def get(self, key: str) -> Reply | None:
+        query = "SELECT reply FROM replies WHERE key = ?"
         with _naming(self.path):
-            row = self._db.execute("SELECT reply FROM replies WHERE key = ?", (key,)).fetchone()
+            row = self._db.execute(query, (key,)).fetchone()
+        if row is None and self.earlier is not None:
+            with _reading(self.earlier) as theirs:
+                row = theirs.execute(query, (key,)).fetchone()
         try:
             reply = decoded(row[0]) if row else None
         except (ValueError, LookupError, TypeError, AttributeError) as error:
@@ -231,11 +237,16 @@ class ReplyCache:
         self._db.close()
 
 
-def open_cache(folder: Path, *, again: bool = False) -> ReplyCache:
+def open_cache(folder: Path, shard: Shard = WHOLE, *, again: bool = False) -> ReplyCache:
     """The run's `replies.sqlite`, or another file beside it while other processes have that one.
 
-    The first process takes over what finished ones have left.
+    The first process takes over what finished ones have left. A shard has a file of its own by name, so that no lock
+    of the file system has to be relied on, and reads what was united before it.
     """
+    if not shard.whole:
+        united = folder / REPLIES
+        own = folder / f"replies-shard-{shard.label}.sqlite"
+        return ReplyCache(own, again=again, earlier=united if united.is_file() else None)
     for n in range(1, MOST_PROCESSES):
         name = REPLIES if n == 1 else f"replies-{n}.sqlite"
         try:
@@ -250,6 +261,23 @@ def open_cache(folder: Path, *, again: bool = False) -> ReplyCache:
             raise
         return cache
     raise BlockingIOError(f"more than {MOST_PROCESSES} processes use '{folder}'")
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[sqlite3.Connection]:
+    """A finished cache, read without any lock."""
+    with _naming(path), closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro&immutable=1", uri=True)) as theirs:
+        yield theirs
+
+
+def spent_in(path: Path) -> list[dict[str, Any]]:
+    """What a cache that nobody is writing has booked; nothing where there is none."""
+    if not path.is_file():
+        return []
+    names = ("stage", "model", *COUNTED)
+    with _reading(path) as theirs:
+        rows = theirs.execute(f"SELECT {', '.join(names)} FROM spent").fetchall()  # noqa: S608  (our own names)
+    return [dict(zip(names, row, strict=True)) for row in rows]
 
 
 def merge(sources: list[Path], into: Path) -> ReplyCache:

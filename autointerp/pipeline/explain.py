@@ -12,6 +12,7 @@ import numpy as np
 from autointerp.engine.drive import Finished
 from autointerp.engine.ledger import Ledger, work_key
 from autointerp.explain._proposal import Proposal
+from autointerp.files import write_json
 from autointerp.pipeline.clients import Asked, asked_of
 from autointerp.pipeline.latents import choose, parse, states, targets, write_latents
 from autointerp.pipeline.rows import failure_rows
@@ -25,6 +26,8 @@ from prompts.requests import Effects, fingerprint
 from scoring.types import Window
 
 STAGE = "explain"
+CHOSEN = "chosen.json"
+"""The latents of a run, so that others can be about the same."""
 
 
 Prepared = tuple[ModuleType, Any, Asked]
@@ -39,8 +42,10 @@ def explain(session: Session, prepared: Prepared, *, retry_failed: bool = False)
     explainer, config, asked = prepared
     session.run.account.cache.again = retry_failed
     state, counts = states(session)
-    write_latents(session, state, counts)
+    if session.run.shard.index == 0 or not (session.run.folder / "latents.parquet").is_file():
+        write_latents(session, state, counts)
     latents = choose(session, state)
+    write_json(session.run.folder / CHOSEN, latents)
     poles = targets(session, latents)
     session.run.keep_prompts(explainer.TEMPLATES)
     model = asked.model
@@ -56,10 +61,11 @@ def explain(session: Session, prepared: Prepared, *, retry_failed: bool = False)
     if retry_failed:
         earlier = ledger.rows("explanations", set(keys.values()))
         ledger.forget(set(earlier.loc[earlier["status"] != "ok", "work_key"]))
-    todo = [target for target in poles if keys[target] not in ledger]
-    done = len(poles) - len(todo)
+    mine = [poles[at] for at in session.run.shard.of(len(poles))]
+    todo = [target for target in mine if keys[target] not in ledger]
+    done = len(mine) - len(todo)
     if done:
-        session.reporter.say(f"{done} of {len(poles)} latents are explained already")
+        session.reporter.say(f"{done} of {len(mine)} latents are explained already")
 
     if todo:
         session.sampler.prepare(sorted({latent for latent, _ in todo}))
@@ -82,7 +88,7 @@ def explain(session: Session, prepared: Prepared, *, retry_failed: bool = False)
     if before and before != set(keys.values()) and session.run.unselect("score-"):
         # Scores of other explanations, or controls drawn from them, would stand beside these as if they were theirs.
         session.reporter.say("the explanations changed: earlier scores are left out until they are scored again")
-    work_through(STAGE, units(), router, ledger, session.reporter, done=done, total=len(poles))
+    work_through(STAGE, units(), router, ledger, session.reporter, done=done, total=len(mine))
     return latents
 
 

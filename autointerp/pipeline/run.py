@@ -20,9 +20,10 @@ import pandas as pd
 from autointerp.config import RunSettings, to_yaml
 from autointerp.engine.account import BATCH_DISCOUNT, Account
 from autointerp.engine.ledger import Ledger
-from autointerp.engine.replies import COUNTED, REPLIES, open_cache
+from autointerp.engine.replies import COUNTED, open_cache
 from autointerp.errors import UserError
 from autointerp.files import write_json, write_text
+from autointerp.shards import WHOLE, Shard
 from autointerp.tables.parts import write_final
 from prompts import render
 
@@ -42,6 +43,7 @@ FROM_LEDGERS = ("explanations", "windows", "judgements", "scores", "failures", "
 
 WRITTEN = [
     "store", "work", "done", "selected", *FROM_LEDGERS, "prompts", "report", "cells", "random_model", "comparison",
+    "shards", "trained",
 ]  # fmt: skip
 """Folders that a run makes."""
 
@@ -49,9 +51,10 @@ WRITTEN = [
 class Run:
     """One folder under `results/`. Its name is the `run_id` of every row."""
 
-    def __init__(self, folder: Path, settings: RunSettings, *, study: Path | None = None) -> None:
-        """`study` is the folder of the study that this run is a cell of: it keeps the books, and names the rows."""
-        self.folder, self.settings = folder, settings
+    def __init__(self, folder: Path, settings: RunSettings, *, study: Path | None = None, shard: Shard = WHOLE) -> None:
+        """`study` is the folder of the study that this run is a cell of: it keeps the books, and names the rows.
+        `shard` is this process's share of the latents."""
+        self.folder, self.settings, self.shard = folder, settings, shard
         self.books = study or folder
         self.run_id = self.books.resolve().name
 
@@ -79,15 +82,17 @@ class Run:
             UserError: the budget is none.
         """
         discount = BATCH_DISCOUNT if self.settings.batch else 1.0
-        account = Account(open_cache(self.books), own_prices=self.settings.prices, discount=discount)
-        account.begin(self.settings.budget)
+        account = Account(open_cache(self.books, self.shard), own_prices=self.settings.prices, discount=discount)
+        account.begin(self.settings.budget, shares=self.shard.count)
         return account
 
     def _describe(self) -> None:
         """Write the resolved settings, the command and the environment. Keys are in none of them."""
+        # Shards differ in where they ran, and in nothing else.
+        place = self.folder if self.shard.whole else self.folder / "shards" / self.shard.label
         write_text(self.folder / "config.yaml", to_yaml(self.settings))
-        write_text(self.folder / "command.txt", shlex.join(["autointerp", *sys.argv[1:]]) + "\n")
-        write_json(self.folder / "environment.json", environment())
+        write_text(place / "command.txt", shlex.join(["autointerp", *sys.argv[1:]]) + "\n")
+        write_json(place / "environment.json", environment())
 
     def close(self) -> None:
         """Let other processes have the books."""
@@ -98,7 +103,7 @@ class Run:
     @property
     def has_books(self) -> bool:
         """Whether anything was asked, by this process or an earlier one."""
-        return "account" in self.__dict__ or (self.books / REPLIES).is_file()
+        return "account" in self.__dict__ or any(self.books.glob("replies*.sqlite"))
 
     def keep_prompts(self, names: tuple[str, ...]) -> None:
         """A copy of each template used."""
@@ -113,6 +118,15 @@ class Run:
         path = self.folder / "selected" / f"{stage}.json"
         return set(json.loads(path.read_text())) if path.is_file() else set()
 
+    @property
+    def stages(self) -> list[str]:
+        """Those that have a current result."""
+        return sorted(path.stem for path in (self.folder / "selected").glob("*.json"))
+
+    def unfinished(self, *stages: str) -> int:
+        """How many units of the current result of these stages (default: of all) are missing."""
+        return sum(len(self.selected(s) - Ledger(self.folder, s).where.keys()) for s in stages or self.stages)
+
     def unselect(self, prefix: str) -> list[str]:
         """Take stages out of the current result; their rows stay on disk and are found again by their keys."""
         paths = sorted((self.folder / "selected").glob(f"{prefix}*.json"))
@@ -125,7 +139,7 @@ class Run:
 
     def merge(self, tables: Sequence[str] = FROM_LEDGERS) -> None:
         """Write the final tables of everything selected so far, and of everything that was spent."""
-        stages = sorted(path.stem for path in (self.folder / "selected").glob("*.json"))
+        stages = self.stages
         for table in tables:
             frames = [frame for stage in stages if len(frame := self.rows(stage, table))]
             if table == "usage" and self.books == self.folder:

@@ -57,14 +57,20 @@ class Plan:
     """Columns that all scores share."""
     told: list[Target]
     """Those that have an explanation."""
+    mine: frozenset[Target]
+    """This process's share of them all."""
 
     @property
     def stage(self) -> str:
-        return f"score-{self.scorer.NAME}"
+        return stage_of(self.scorer.NAME)
 
     @property
     def todo(self) -> list[Target]:
-        return [target for target in self.told if self.keys[target] not in self.ledger]
+        return [target for target in self.told if target in self.mine and self.keys[target] not in self.ledger]
+
+
+def stage_of(method: str) -> str:
+    return f"score-{method}"
 
 
 def score(session: Session, prepared: Prepared, *, fresh: bool = False, retry_failed: bool = False) -> None:
@@ -79,7 +85,7 @@ def score(session: Session, prepared: Prepared, *, fresh: bool = False, retry_fa
         if fresh:
             each.ledger.forget(set(each.keys.values()))
             session.run.account.cache.forget_replies(each.stage)
-        for target in each.explanations.keys() - set(each.told):
+        for target in (each.explanations.keys() & each.mine) - set(each.told):
             # An explanation that failed has no score: null, with its reason, never dropped.
             row = _unexplained(each.common, each.explanations[target], each.scorer.METRIC)
             each.ledger.record(each.keys[target], {"scores": [row]})
@@ -89,7 +95,7 @@ def score(session: Session, prepared: Prepared, *, fresh: bool = False, retry_fa
             each.asked.examine()
             each.asked.check_length(partial(_first_requests, each, session))
     for each in plans:
-        todo, total = each.todo, len(each.told)
+        todo, total = each.todo, len(each.mine & set(each.told))
         session.run.keep_prompts(each.scorer.TEMPLATES)
         session.run.select(each.stage, list(each.keys.values()))
         router = each.asked.router(session.run.account, each.stage)
@@ -113,6 +119,12 @@ def prepare(session: Session) -> Prepared:
     wanted = [member(SCORERS, name) for name in dict.fromkeys(session.settings.score.methods)]
     scorers = [(scorer, config_of(scorer, session.settings.score)) for scorer in wanted]
     explanations = session.run.rows("explain", "explanations")
+    unfinished = 0 if session.run.shard.whole else session.run.unfinished("explain")
+    if unfinished:
+        raise UserError(
+            f"{unfinished} of the latents in '{session.run.folder}' are not explained yet, and controls are other "
+            "latents' explanations: finish `explain`, all shards of it, and score then"
+        )
     if explanations.empty:
         raise UserError(
             f"no explanations in '{session.run.folder}': make them with `autointerp explain --sae "
@@ -131,7 +143,7 @@ def config_of(scorer: ModuleType, settings: ScoreSettings) -> Any:
 
 def plan(scorer: ModuleType, config: Any, session: Session, explanations: pd.DataFrame) -> Plan:
     """Nothing is asked or written yet."""
-    stage_name = f"score-{scorer.NAME}"
+    stage_name = stage_of(scorer.NAME)
     who = f"scorer '{scorer.NAME}'"
     asked = asked_of(session, who, "score", session.settings.score, needs_of(scorer, config), config)
     model = asked.model
@@ -156,7 +168,9 @@ def plan(scorer: ModuleType, config: Any, session: Session, explanations: pd.Dat
         "prompt_sha": prompt_sha or None, "seed": session.settings.seed,
         "draw": session.settings.draw, "corpus": session.corpus,
     }  # fmt: skip
-    return Plan(scorer, config, asked, ledger, keys, controls, by_target, common, told)
+    places = sorted(by_target)
+    mine = frozenset(places[at] for at in session.run.shard.of(len(places)))
+    return Plan(scorer, config, asked, ledger, keys, controls, by_target, common, told, mine)
 
 
 def _controls(
@@ -248,7 +262,7 @@ def _rows(
             }
             for judgement in outcome.judgements
         ]  # fmt: skip
-    stage = f"score-{scorer.NAME}"
+    stage = stage_of(scorer.NAME)
     return {
         "scores": scores,
         "judgements": judgements,

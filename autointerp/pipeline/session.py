@@ -265,7 +265,7 @@ class Session:
 
     def book(self, stage: str, tokens: int, began: float, shard: Shard = WHOLE) -> None:
         """Note the tokens and seconds of a stage that asks no client anything; shards add up."""
-        name, model = stage if shard.whole else f"{stage}-{shard.index}-of-{shard.count}", self.subject.label
+        name, model = stage if shard.whole else f"{stage}-{shard.label}", self.subject.label
         ledger, key = Ledger(self.run.folder, name), work_key(name, model=model, tokens=tokens)
         row = {
             "run_id": self.run.run_id, "stage": stage, "model": model, **dict.fromkeys(COUNTED, 0),

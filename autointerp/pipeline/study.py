@@ -8,10 +8,8 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
-
-import pandas as pd
 
 import sae as sae_package
 from autointerp.config import RunSettings
@@ -21,25 +19,29 @@ from autointerp.files import write_json
 from autointerp.pipeline.cells import Cell, Dictionary, cells_of
 from autointerp.pipeline.collection import collect
 from autointerp.pipeline.dictionary import NEURONS_TOPK, RANDOM_MODEL, RANDOM_SAE, is_neurons
-from autointerp.pipeline.explain import STAGE, explain
+from autointerp.pipeline.explain import CHOSEN, STAGE, explain
 from autointerp.pipeline.explain import prepare as prepare_explain
 from autointerp.pipeline.lens import write_lens
 from autointerp.pipeline.metrics import write_sae_metrics
 from autointerp.pipeline.models import Models
 from autointerp.pipeline.names import run_name
 from autointerp.pipeline.run import Run
-from autointerp.pipeline.score import config_of, score
+from autointerp.pipeline.score import config_of, score, stage_of
 from autointerp.pipeline.score import prepare as prepare_score
 from autointerp.pipeline.session import Session
 from autointerp.pipeline.training_run import subject_to_train_on, train_run
 from autointerp.pipeline.unite import unite
 from autointerp.progress import Reporter
 from autointerp.registries import EXPLAINERS, SCORERS, member
+from autointerp.shards import WHOLE, Shard
 from autointerp.store import layout
-from autointerp.tables.load import load_explanations, load_table
+from autointerp.tables.load import load_table
 from prompts.requests import fingerprint
 
-FINISHED = "finished.json"
+STAGES = ("train", "collect", "explain", "score")
+FINISHED, DICTIONARIES, TRAINED = "finished.json", "dictionaries.json", "trained"
+OF_DICTIONARIES = {"sae", "null", "seed", "subject", "data", "train", "study"}
+"""Settings that say which dictionaries there are."""
 
 
 class Study:
@@ -49,7 +51,6 @@ class Study:
         self.settings, self.out, self.reporter = settings, out, reporter
         self.run = Run(out, settings)
         self.models = Models()
-        self._trained: list[pd.DataFrame] = []
 
     def check(self) -> None:
         """Find out what can be found out before anything is written.
@@ -71,25 +72,70 @@ class Study:
         if "neurons" in study.controls and settings.subject.model is None:
             raise UserError("the control 'neurons' needs subject.model: neurons have no metadata that names it")
 
-    def __call__(self, *, fresh: bool = False) -> list[Cell]:
-        """Run or resume everything; the tables of all cells are united in the study's folder.
+    def __call__(self, *, fresh: bool = False, stages: Sequence[str] = STAGES, shard: Shard = WHOLE) -> list[Cell]:
+        """Run or resume these stages; a whole one also unites the tables of all cells in the study's folder.
 
         Raises:
             UserError: bad input, found before the first cell where it can be.
         """
         self.check()
-        self.run.open(fresh=fresh, own_sae=True)
-        cells = cells_of(self.settings, self.dictionaries(), self.out)
+        if fresh and not shard.whole:
+            raise UserError("--fresh would delete what the other shards do; delete the folder, or name another --out")
+        Run(self.out, self.settings, shard=shard).open(fresh=fresh, own_sae=True)
+        cells = self.cells(train="train" in stages)
         try:
-            self._collect([cell for cell in cells if cell.leads])
+            if "collect" in stages:
+                self._collect([cell for cell in cells if cell.leads], shard)
             for number, cell in enumerate(cells, 1):
-                self._run(cell, f"[{number}/{len(cells)}] {cell.name}")
+                self._run(cell, f"[{number}/{len(cells)}] {cell.name}", stages, shard)
         finally:
             # What is there when a budget or a lost server ends a study is a result, too.
-            if cells[0].folder != self.out:
-                unite(self.run, [cell for cell in cells if (cell.folder / "latents.parquet").is_file()], self._trained)
-            self.run.close()
+            if shard.whole:
+                self.unite(cells)
         return cells
+
+    def cells(self, *, train: bool = False) -> list[Cell]:
+        """The study's cells, from what was written down when its dictionaries were made.
+
+        Raises:
+            UserError: they were not made yet, and `train` does not say to make them now.
+        """
+        path = self.out / DICTIONARIES
+        of = fingerprint(self.settings.model_dump(mode="json", include=OF_DICTIONARIES))
+        known = json.loads(path.read_text()) if path.is_file() else {}
+        if known.get("of") != of:
+            if self.settings.train.hookpoints and not train:
+                raise UserError(f"the SAEs of '{self.out}' are not trained yet: run the stage `train` first")
+            known = {"of": of, "dictionaries": [asdict(one) for one in self._make_dictionaries()]}
+            write_json(path, known)
+        return cells_of(self.settings, [Dictionary(**one) for one in known["dictionaries"]], self.out)
+
+    def merge(self, *, partial: bool = False) -> list[Cell]:
+        """Final tables of what shards have done; finished cells are marked.
+
+        Raises:
+            UserError: units are missing, and `partial` does not say that they may be.
+        """
+        cells = self.cells()
+        missing = {cell.name: n for cell in cells if (n := Run(cell.folder, cell.settings).unfinished())}
+        if missing and not partial:
+            first = ", ".join(f"{n} in {name}" for name, n in list(missing.items())[:3])
+            raise UserError(
+                f"{sum(missing.values())} units of {len(missing)} of {len(cells)} cells are not finished ({first}): run "
+                "the missing shards, or merge what is there with --partial"
+            )
+        for cell in cells:
+            self._close(cell, self._settings_of(cell))
+        self.unite(cells)
+        return cells
+
+    def unite(self, cells: Sequence[Cell]) -> None:
+        if cells and cells[0].folder != self.out:
+            there = [cell for cell in cells if (cell.folder / "latents.parquet").is_file()]
+            trained = [self.out / TRAINED, self.out / RANDOM_MODEL]
+            figures = [load_table(path, "sae_metrics") for path in trained if (path / "sae_metrics.parquet").is_file()]
+            unite(self.run, there, figures)
+        self.run.close()
 
     def outline(self) -> list[str]:
         """What would be run, without training or loading a model."""
@@ -108,7 +154,7 @@ class Study:
             + (f" ({', '.join(study.once)}: first draw only)" if study.once else ""),
         ]
 
-    def dictionaries(self) -> list[Dictionary]:
+    def _make_dictionaries(self) -> list[Dictionary]:
         """Those named, those trained (now, where they are not yet), and the controls at their hookpoints."""
         settings, study = self.settings, self.settings.study
         named = [spec for spec in (settings.sae, *study.saes) if spec is not None]
@@ -120,7 +166,8 @@ class Study:
             if not is_neurons(spec):
                 place = settings.subject.hookpoint or sae_package.load(spec).metadata.hookpoint
                 by_hookpoint.setdefault(str(place), spec)
-        trained = self._train(settings, self.run) if settings.train.hookpoints else []
+        run = Run(self.out / TRAINED, settings, study=self.out)
+        trained = self._train(settings, run) if settings.train.hookpoints else []
         found += [Dictionary(name, str(folder)) for name, _, folder in trained]
         for _, hookpoint, folder in trained:
             by_hookpoint.setdefault(hookpoint, str(folder))
@@ -151,14 +198,13 @@ class Study:
     def _train(self, settings: RunSettings, run: Run) -> list[tuple[str, str, Path]]:
         """Name, hookpoint and folder of each trained dictionary; those that are finished are not trained again."""
         subject = subject_to_train_on(settings, self.reporter, models=self.models)
-        trained = train_run(run, subject, self.reporter)
-        self._trained.append(load_table(run.folder, "sae_metrics"))
-        return [(one.case.name, one.case.hookpoint, one.folder) for one in trained]
+        return [(one.case.name, one.case.hookpoint, one.folder) for one in train_run(run, subject, self.reporter)]
 
-    def _session(self, cell: Cell) -> Session:
-        return Session(Run(cell.folder, cell.settings, study=self.out), self.reporter, models=self.models)
+    def _session(self, cell: Cell, settings: RunSettings | None = None, shard: Shard = WHOLE) -> Session:
+        run = Run(cell.folder, settings or cell.settings, study=self.out, shard=shard)
+        return Session(run, self.reporter, models=self.models)
 
-    def _collect(self, cells: Sequence[Cell]) -> None:
+    def _collect(self, cells: Sequence[Cell], shard: Shard) -> None:
         """Every store that is missing, in one pass of the subject model for those of one model and text."""
         passes: dict[tuple[object, ...], list[Session]] = defaultdict(list)
         for cell in cells:
@@ -167,43 +213,65 @@ class Study:
                 session.check()
                 passes[(*session.subject_key, session.dataset, session.corpus_seed)].append(session)
         for sessions in passes.values():
-            collect(sessions)
+            collect(sessions, shard)
 
-    def _run(self, cell: Cell, place: str) -> None:
-        """Explain and score one cell; one that is finished is left alone."""
-        settings = self._with_latents(cell)
-        done = fingerprint(settings.model_dump(mode="json"))
-        path = cell.folder / FINISHED
-        if path.is_file() and json.loads(path.read_text()) == done:
+    def _run(self, cell: Cell, place: str, stages: Sequence[str], shard: Shard) -> None:
+        """Explain and score one cell, or this shard of it; one that is finished is left alone."""
+        settings = self._settings_of(cell)
+        if _finished(cell, settings) or not {"explain", "score"} & set(stages):
             return
         self.reporter.say(place)
-        session = self._session(replace(cell, settings=settings))
+        session = self._session(cell, settings, shard)
         try:
             session.check()
-            prepared = prepare_explain(session)
             session.run.open()
-            if cell.explanations_of is not None:
-                adopt(STAGE, cell.explanations_of, cell.folder)
-            explain(session, prepared)
-            score(session, prepare_score(session))
+            if "explain" in stages:
+                if cell.explanations_of is not None:
+                    adopt(STAGE, cell.explanations_of, cell.folder)
+                explain(session, prepare_explain(session))
+            if "score" in stages:
+                score(session, prepare_score(session))
         except NoLatents as error:
             # That none is live is a finding about this dictionary, and the others are still to be studied.
             self.reporter.say(f"{cell.name}: {error}")
         finally:
-            session.run.merge()
+            if shard.whole:
+                session.run.merge()
             session.run.close()
+        if shard.whole and "score" in stages:
+            self._close(cell, settings, session)
+
+    def _close(self, cell: Cell, settings: RunSettings, session: Session | None = None) -> None:
+        """What is made once all of a cell is there."""
+        if _finished(cell, settings):
+            return
+        session = session or self._session(cell, settings)
+        session.run.merge()
+        session.run.close()
         if cell.leads:
             write_sae_metrics(session)
             write_lens(session)
-        write_json(path, done)
+        wanted = {STAGE, *(stage_of(name) for name in settings.score.methods)}
+        none_live = not (cell.folder / CHOSEN).is_file()
+        if none_live or (wanted <= set(session.run.stages) and not session.run.unfinished()):
+            write_json(cell.folder / FINISHED, _mark(settings))
 
-    def _with_latents(self, cell: Cell) -> RunSettings:
-        """The latents of the first cell of this dictionary, by name: which ones are live depends on the draw."""
-        if cell.latents_of is None or not (cell.latents_of / "explanations.parquet").is_file():
+    def _settings_of(self, cell: Cell) -> RunSettings:
+        """With the latents of the first cell of this dictionary, by name: which ones are live depends on the draw."""
+        if cell.latents_of is None or not (cell.latents_of / CHOSEN).is_file():
             return cell.settings
-        latents = sorted(set(load_explanations(cell.latents_of)["latent"].dropna().astype(int)))
-        named = {"latents": ",".join(map(str, latents)), "limit": None}
-        return cell.settings.model_copy(update=named) if latents else cell.settings
+        latents = json.loads((cell.latents_of / CHOSEN).read_text())
+        return cell.settings.model_copy(update={"latents": ",".join(map(str, latents)), "limit": None})
+
+
+def _finished(cell: Cell, settings: RunSettings) -> bool:
+    path = cell.folder / FINISHED
+    return path.is_file() and json.loads(path.read_text()) == _mark(settings)
+
+
+def _mark(settings: RunSettings) -> str:
+    """What a finished cell is known by; where it lies is no part of it."""
+    return fingerprint(settings.model_dump(mode="json", exclude={"out", "stores"}))
 
 
 def _unique(name: str, earlier: Sequence[str]) -> str:

@@ -34,6 +34,8 @@ def summarise(scores: pd.DataFrame) -> pd.DataFrame:
     rows = []
     headline = scores["metric"].map(lambda name: str(name).partition("@")[0]).isin(HEADLINE)
     graded = scores[headline | (scores["metric"] == scores["method"].map(ALONE))]
+    if graded.empty:
+        return pd.DataFrame(columns=COLUMNS)
     own = ~graded["control"].isin(EXPLANATION_CONTROLS)
     # What a dictionary is, the real thing or a control, is said by the rows of its own explanations.
     dictionary = [name for name in ("run_id", "sae_id") if name in graded]

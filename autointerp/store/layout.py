@@ -27,7 +27,7 @@ SEAL = "sha256"
 
 
 def shard_folder(store: Path, shard: Shard) -> Path:
-    return store if shard.whole else store / f"shard-{shard.index}-of-{shard.count}"
+    return store if shard.whole else store / f"shard-{shard.label}"
 
 
 def all_shard_folders(store: Path) -> list[Path]:

@@ -22,7 +22,7 @@ def study_yaml(world: Any, folder: Path, **changes: Any) -> Path:
         "sampling": {"window": 16, "explain_activating": 10, "explain_random": 10, "score_activating": 8,
                      "score_random": 8, "min_windows": 4, "prompts": 3, "prompt_tokens": 16},
         "explain": {"client": "fake", "llm": "keyword"},
-        "score": {"methods": ["embedding", "intervention"], "controls": ["shuffled_explanation"]},
+        "score": {"methods": ["surprisal", "intervention"], "controls": ["shuffled_explanation"]},
         "train": {"architectures": ["topk", "relu"], "hookpoints": ["layers.0", "layers.1"], "widths": [32], "k": [4],
                   "batch_size": 256, "held_out": 4, "dead_after": 100_000},
         "study": {"controls": ["random_sae", "random_model", "neurons"], "neurons": 4, "draws": 2,
@@ -72,7 +72,7 @@ def test_draws_are_of_the_same_latents_and_of_other_windows(study: Path) -> None
 def test_dear_scorers_grade_the_first_draw_only(study: Path) -> None:
     scores = load_scores(study)
     assert set(scores.loc[scores["method"] == "intervention", "draw"]) == {0}
-    assert set(scores.loc[scores["method"] == "embedding", "draw"]) == {0, 1}
+    assert set(scores.loc[scores["method"] == "surprisal", "draw"]) == {0, 1}
 
 
 def test_latents_are_counted_once_and_figures_of_training_are_kept(study: Path) -> None:
@@ -123,15 +123,15 @@ def test_judges_and_explainers_are_crossed(world: Any, tmp_path: Path, cli: Call
 
 def test_one_cell_is_an_ordinary_run_folder(world: Any, tmp_path: Path, cli: Callable[..., Any]) -> None:
     config = study_yaml(
-        world, tmp_path, train={"hookpoints": []}, study={"controls": [], "draws": 1}, score={"methods": ["embedding"]},
+        world, tmp_path, train={"hookpoints": []}, study={"controls": [], "draws": 1}, score={"methods": ["surprisal"]},
     )  # fmt: skip
     config.write_text(config.read_text().replace("once:\n  - intervention", "once: []"))
     out = tmp_path / "one"
     ended = cli("run", "--config", config, "--sae", world.sae, "--out", out)
     assert ended.code == 0, ended.err
     assert not (out / "cells").exists()
-    assert set(load_scores(out)["method"]) == {"embedding"}
-    again = cli("score", "--run", out, "--method", "surprisal")
+    assert set(load_scores(out)["method"]) == {"surprisal"}
+    again = cli("score", "--run", out, "--method", "intervention")
     assert again.code == 0, again.err
 
 
@@ -164,3 +164,50 @@ def test_bad_studies_are_refused_before_anything_is_written(
 def test_finished_cells_are_known_by_their_settings(study: Path) -> None:
     marks = {json.loads(path.read_text()) for path in study.glob("cells/*/finished.json")}
     assert len(marks) == 20
+
+
+def test_shards_of_every_stage_give_the_tables_of_one_process(
+    world: Any, tmp_path: Path, cli: Callable[..., Any]
+) -> None:
+    config = study_yaml(
+        world, tmp_path, limit=5, train={"hookpoints": []}, study={"controls": ["random_sae"]},
+        score={"methods": ["surprisal"]},
+    )  # fmt: skip
+    config.write_text(config.read_text().replace("once:\n  - intervention", "once: []"))
+    how = ("run", "--config", config, "--sae", world.sae, "--quiet")
+    assert cli(*how, "--out", tmp_path / "whole").code == 0
+    out = tmp_path / "sharded"
+    for stage, count in (("collect", 2), ("explain", 3), ("score", 4)):
+        for index in reversed(range(count)):
+            ended = cli(*how, "--out", out, "--only", stage, "--shard", f"{index}/{count}")
+            assert ended.code == 0, ended.err
+        if stage == "explain":
+            early = cli("merge", out, "--quiet")
+            assert early.code == 0, early.err
+            assert load_scores(out).empty
+    ended = cli("merge", out, "--quiet")
+    assert ended.code == 0, ended.err
+    for table in ("scores", "judgements", "explanations", "windows", "latents", "lens", "sae_metrics"):
+        mine, theirs = load_table(out, table), load_table(tmp_path / "whole", table)
+        pd.testing.assert_frame_equal(mine.drop(columns="run_id"), theirs.drop(columns="run_id"))
+    counted = ["stage", "model", "calls", "prompt_tokens", "completion_tokens"]
+    pd.testing.assert_frame_equal(
+        load_table(out, "usage")[counted].drop(columns="prompt_tokens"),
+        load_table(tmp_path / "whole", "usage")[counted].drop(columns="prompt_tokens"),
+    )
+
+
+def test_a_missing_shard_is_named_and_not_merged(world: Any, tmp_path: Path, cli: Callable[..., Any]) -> None:
+    config = study_yaml(
+        world, tmp_path, train={"hookpoints": []}, study={"controls": [], "draws": 1}, score={"methods": ["surprisal"]}
+    )  # fmt: skip
+    config.write_text(config.read_text().replace("once:\n  - intervention", "once: []"))
+    how = ("run", "--config", config, "--sae", world.sae, "--quiet", "--out", tmp_path / "out")
+    assert cli(*how, "--only", "collect").code == 0
+    assert cli(*how, "--only", "explain", "--shard", "1/3").code == 0
+    scoring = cli(*how, "--only", "score", "--shard", "1/3")
+    assert scoring.code == 2
+    assert "not explained yet" in scoring.err
+    ended = cli("merge", tmp_path / "out")
+    assert ended.code == 2
+    assert "2 units of 1 of 1 cells are not finished" in ended.err
