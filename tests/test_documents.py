@@ -103,11 +103,9 @@ def test_make_targets_exist() -> None:
 
 
 def test_every_verb_is_in_the_table(cli: Callable[..., Any]) -> None:
-    from autointerp.cli import collecting, training
-    from autointerp.cli import commands as registered
     from autointerp.cli._main import app
 
-    assert registered and training and collecting
+    assert cli("--help").code == 0  # registers them
     verbs = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
     table = re.findall(r"^\| `autointerp (\w+)", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
     assert set(table) == verbs

@@ -4,10 +4,13 @@
 What can be read, told apart by name and content:
 
 - a run folder or its `explanations.parquet`, or any parquet or JSONL file with a column of latents and one of texts;
-- Neuronpedia's exports: JSONL, gzipped or not, with `index` and `description`, one file or a folder of batches;
-- delphi's folder of text files, `<hookpoint>_latent<i>.txt`, with a JSON string or plain text in each.
+- Neuronpedia's exports: JSONL, gzipped or not, with `index` and `description`, one file, a folder of batches, or a
+  source's folder that has one called `explanations`;
+- delphi's folder of text files, `<hookpoint>_latent<i>.txt`, with a JSON string or plain text in each, or a run's
+  folder that has one called `explanations`.
 
-Of several explanations of a latent the first is taken, of the record's pole where the file has poles. A file that has
+Of several explanations of a latent the first is taken, of the record's pole where the file has poles; our own exports
+for Neuronpedia have them in their notes. A file that has
 explanations of several SAEs is refused unless `source` says which is meant. A latent that is not in the file has no
 explanation, with the status `not_in_file`.
 
@@ -94,16 +97,13 @@ def read(config: Config) -> Found:
     Raises:
         UserError: there are none, or they are of several SAEs.
     """
-    files = _files(config.path)
-    rows = [row for file in files for row in _rows(file)]
-    if not rows:
-        raise UserError(f"no explanations in '{config.path}': it is empty")
+    rows = records(config.path)
     latent = config.latent_column or _column(rows, LATENT_COLUMNS, config.path, "latent_column")
     text = config.text_column or _column(rows, TEXT_COLUMNS, config.path, "text_column")
     rows = _of_one_sae(rows, config)
     found: Found = {}
     for number, row in enumerate(rows, start=1):
-        index, pole = _whole(row.get(latent)), _whole(row.get("pole"))
+        index, pole = whole(row.get(latent)), pole_of(row)
         if index is None:
             raise UserError(
                 f"'{config.path}': explanation {number} has no latent's index in '{latent}': name the column with "
@@ -114,11 +114,35 @@ def read(config: Config) -> Found:
                 f"'{config.path}': explanation {number} has no '{text}': name the column with "
                 "explain.options.text_column"
             )
-        found.setdefault((index, pole), _proposal(row[text], row.get("status")))
+        found.setdefault((index, pole), proposal(row[text], row.get("status")))
     return found
 
 
-def _proposal(text: Any, status: Any) -> Proposal:
+def records(path: str) -> list[Row]:
+    """Every explanation there is, of every SAE, with the names that the file has for things.
+
+    Raises:
+        UserError: there are none, or they cannot be read.
+    """
+    rows = [row for file in _files(path) for row in _rows(file)]
+    if not rows:
+        raise UserError(f"no explanations in '{path}': it is empty")
+    return rows
+
+
+def pole_of(row: Row) -> int | None:
+    """What its column says, or the note of an explanation that we exported; None where nothing does."""
+    notes = row.get("notes")
+    if row.get("pole") is None and isinstance(notes, str) and '"autointerp"' in notes:
+        try:
+            noted = json.loads(notes)
+        except (ValueError, RecursionError):
+            return None
+        return whole(noted.get("pole")) if isinstance(noted, dict) and "autointerp" in noted else None
+    return whole(row.get("pole"))
+
+
+def proposal(text: Any, status: Any) -> Proposal:
     said = " ".join(text.split()) if isinstance(text, str) else ""
     if said and said != NOT_PARSED:
         return Proposal(said)
@@ -134,7 +158,11 @@ def _files(path: str) -> tuple[Path, ...]:
         raise UserError(f"no explanations at '{path}': there is no such file or folder")
     if (place / "explanations.parquet").is_file():
         return (place / "explanations.parquet",)
-    for wanted in ((lambda p: p.name.endswith(LINES)), (lambda p: p.suffix == ".parquet"), _of_delphi):
+    below = place / "explanations"
+    # A run of ours that is not finished has such a folder too, of parts that may not be its result.
+    if below.is_dir() and any(of_lines(file) or _of_delphi(file) for file in below.iterdir()):
+        place = below
+    for wanted in (of_lines, (lambda p: p.suffix == ".parquet"), _of_delphi):
         files = tuple(sorted(file for file in place.iterdir() if file.is_file() and wanted(file)))
         if files:
             return files
@@ -142,6 +170,10 @@ def _files(path: str) -> tuple[Path, ...]:
         f"no explanations in the folder '{path}': it has neither explanations.parquet, nor .parquet or .jsonl[.gz] "
         "files, nor delphi's *_latent<i>.txt"
     )
+
+
+def of_lines(path: Path) -> bool:
+    return path.name.endswith(LINES)
 
 
 def _of_delphi(path: Path) -> bool:
@@ -165,8 +197,8 @@ def _rows(path: Path) -> list[Row]:
         return _table(path)
     if _of_delphi(path):
         return [_delphi(path)]
-    if path.name.endswith(LINES):
-        return _lines(path)
+    if of_lines(path):
+        return json_lines(path)
     raise UserError(
         f"'{path}' is no file of explanations that can be read: .parquet, .jsonl, .jsonl.gz, or delphi's "
         "<hookpoint>_latent<i>.txt"
@@ -197,7 +229,12 @@ def _delphi(path: Path) -> Row:
     return {"layer": named.group(1), "latent": int(named.group(2)), "text": text}
 
 
-def _lines(path: Path) -> list[Row]:
+def json_lines(path: Path) -> list[Row]:
+    """The objects of a JSONL file, gzipped or not.
+
+    Raises:
+        UserError: it cannot be read, or a line is no object.
+    """
     rows = []
     try:
         with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
@@ -209,7 +246,7 @@ def _lines(path: Path) -> list[Row]:
                 except (ValueError, RecursionError) as error:
                     raise UserError(f"'{path}', line {number}: not JSON: {error}") from error
                 if not isinstance(row, dict):
-                    raise UserError(f"'{path}', line {number}: a JSON object with a latent and a text is expected")
+                    raise UserError(f"'{path}', line {number}: a JSON object is expected")
                 rows.append(row)
     except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise _unreadable(path, error) from error
@@ -218,7 +255,7 @@ def _lines(path: Path) -> list[Row]:
 
 def _unreadable(path: Path, error: Exception) -> UserError:
     why = " ".join(str(error).split()) or type(error).__name__
-    return UserError(f"the explanations in '{path}' cannot be read: {why}")
+    return UserError(f"'{path}' cannot be read: {why}")
 
 
 def _column(rows: Sequence[Row], known: Sequence[str], path: str, option: str) -> str:
@@ -248,7 +285,7 @@ def _of_one_sae(rows: list[Row], config: Config) -> list[Row]:
     return rows
 
 
-def _whole(value: Any) -> int | None:
+def whole(value: Any) -> int | None:
     """A whole number, also as Neuronpedia writes it, in quotes; None where it is none."""
     if isinstance(value, bool):
         return None

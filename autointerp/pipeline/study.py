@@ -121,8 +121,8 @@ class Study:
         if missing and not partial:
             first = ", ".join(f"{n} in {name}" for name, n in list(missing.items())[:3])
             raise UserError(
-                f"{sum(missing.values())} units of {len(missing)} of {len(cells)} cells are not finished ({first}): run "
-                "the missing shards, or merge what is there with --partial"
+                f"{sum(missing.values())} units of {len(missing)} of {len(cells)} cells are not finished ({first}): "
+                "run the missing shards, or merge what is there with --partial"
             )
         for cell in cells:
             self._close(cell, self._settings_of(cell))

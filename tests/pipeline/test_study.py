@@ -23,7 +23,7 @@ def study_yaml(world: Any, folder: Path, **changes: Any) -> Path:
                      "score_random": 8, "min_windows": 4, "prompts": 3, "prompt_tokens": 16},
         "explain": {"client": "fake", "llm": "keyword"},
         "score": {"methods": ["surprisal", "intervention"], "controls": ["shuffled_explanation"]},
-        "train": {"architectures": ["topk", "relu"], "hookpoints": ["layers.0", "layers.1"], "widths": [32], "k": [4],
+        "train": {"architectures": ["topk", "relu"], "hookpoints": ["layers.1"], "widths": [32], "k": [4],
                   "batch_size": 256, "held_out": 4, "dead_after": 100_000},
         "study": {"controls": ["random_sae", "random_model", "neurons"], "neurons": 4, "draws": 2,
                   "once": ["intervention"]},
@@ -49,13 +49,13 @@ def study(world: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_dictionary_and_draw_is_a_run(study: Path) -> None:
     cells = sorted(path.name for path in (study / "cells").iterdir())
-    assert len(cells) == 2 * (4 + 3 * 2)
+    assert len(cells) == 2 * (2 + 3)
     scores = load_scores(study)
     assert set(scores["run_id"]) == {"out"}
     own = scores[~scores["control"].isin(["shuffled_explanation"])]
     assert set(own["control"]) == {"none", "random_sae", "random_model", "neurons_topk"}
     assert own.groupby("control")["sae_id"].nunique().to_dict() == {
-        "none": 4, "random_sae": 2, "random_model": 2, "neurons_topk": 2,
+        "none": 2, "random_sae": 1, "random_model": 1, "neurons_topk": 1,
     }  # fmt: skip
     assert set(scores["corpus"]) == {"corpus.jsonl"}
 
@@ -78,11 +78,11 @@ def test_dear_scorers_grade_the_first_draw_only(study: Path) -> None:
 def test_latents_are_counted_once_and_figures_of_training_are_kept(study: Path) -> None:
     latents = load_latents(study)
     assert not latents.duplicated(["sae_id", "latent"]).any()
-    assert latents["sae_id"].nunique() == 10
+    assert latents["sae_id"].nunique() == 5
     metrics = load_table(study, "sae_metrics")
     assert not metrics.duplicated(["sae_id", "metric"]).any()
     trained = metrics[metrics["metric"] == "ce_recovered"]
-    assert trained["sae_id"].nunique() == 6, "four trained SAEs, and two trained on the random model"
+    assert trained["sae_id"].nunique() == 3, "two trained SAEs, and one trained on the random model"
 
 
 def test_a_finished_study_asks_and_trains_nothing_again(
@@ -92,13 +92,13 @@ def test_a_finished_study_asks_and_trains_nothing_again(
     monkeypatch.setattr("autointerp.pipeline.study.explain", lambda *a, **k: pytest.fail("explained again"))
     ended = cli("run", "--config", study.parent / "study.yaml", "--out", study, "--quiet")
     assert ended.code == 0, ended.err
-    assert "of 20 runs" in ended.out
+    assert "of 10 runs" in ended.out
     for table, frame in before.items():
         pd.testing.assert_frame_equal(load_table(study, table), frame)
 
 
 def test_stores_are_shared_by_draws(study: Path) -> None:
-    assert len(list((study / "store").iterdir())) == 10
+    assert len(list((study / "store").iterdir())) == 5
     assert not list((study / "cells").glob("*/store"))
 
 
@@ -138,7 +138,7 @@ def test_one_cell_is_an_ordinary_run_folder(world: Any, tmp_path: Path, cli: Cal
 def test_what_would_be_run_is_said_first(world: Any, tmp_path: Path, cli: Callable[..., Any]) -> None:
     ended = cli("run", "--config", study_yaml(world, tmp_path), "--out", tmp_path / "out", "--dry-run")
     assert ended.code == 0, ended.err
-    assert "4 SAEs (topk, relu" in ended.out
+    assert "2 SAEs (topk, relu" in ended.out
     assert not (tmp_path / "out").exists()
 
 
@@ -163,7 +163,7 @@ def test_bad_studies_are_refused_before_anything_is_written(
 
 def test_finished_cells_are_known_by_their_settings(study: Path) -> None:
     marks = {json.loads(path.read_text()) for path in study.glob("cells/*/finished.json")}
-    assert len(marks) == 20
+    assert len(marks) == 10
 
 
 def test_shards_of_every_stage_give_the_tables_of_one_process(
