@@ -6,6 +6,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from autointerp.pipeline.compare import compare as compare
+    from autointerp.pipeline.compare import comparison as comparison
     from autointerp.report import build_report as build_report
     from autointerp.stats.summary import summarise as summarise
     from autointerp.tables.load import load_explanations as load_explanations
@@ -17,6 +19,8 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "build_report": "autointerp.report",
+    "compare": "autointerp.pipeline.compare",
+    "comparison": "autointerp.pipeline.compare",
     "load_explanations": "autointerp.tables.load",
     "load_latents": "autointerp.tables.load",
     "load_scores": "autointerp.tables.load",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,13 @@ import yaml
 from autointerp.errors import UserError
 from autointerp.stats.comparable import setting_of
 from autointerp.stats.frames import LATENT
-from autointerp.stats.variants import identity
+from autointerp.stats.variants import identity, labelled
 from autointerp.tables.parts import NULLABLE
 from autointerp.tables.schemas import TABLES
 
 CELLS = "cells"
-HEAVY = ("windows", "judgements")
+READ = ("scores", "explanations", "latents", "sae_metrics")
+"""Tables that every comparison reads; usage and failures are read run by run."""
 CONDITION = (
     "run_id", "model", "sae_id", "arch", "hookpoint", "layer", "width", "l0", "explainer", "explainer_model", "method",
     "scorer_model", "control", "draw", "corpus",
@@ -98,8 +99,8 @@ def folders_of(paths: str | Path | Iterable[str | Path]) -> tuple[Path, ...]:
     return tuple(found.values())
 
 
-def gather(paths: str | Path | Iterable[str | Path], heavy: Sequence[str] = ()) -> Gathered:
-    """Read everything but the `heavy` tables that are not named.
+def gather(paths: str | Path | Iterable[str | Path], more: Sequence[str] = ()) -> Gathered:
+    """Read what comparisons need, and the tables that `more` names.
 
     Raises:
         UserError: as `folders_of`; or a table that cannot be read.
@@ -110,13 +111,11 @@ def gather(paths: str | Path | Iterable[str | Path], heavy: Sequence[str] = ()) 
     for folder in folders:
         cells = [path for path in sorted((folder / CELLS).glob("*")) if (path / "scores.parquet").is_file()]
         parts += [_part(cell, str(folder)) for cell in cells or [folder]]
-    for name in TABLES:
-        if name in HEAVY and name not in heavy:
-            continue
+    for name in (*READ, *more):
         frames = [_frame(folder, name).assign(folder=str(folder)) for folder in folders]
         kept = [frame for frame in frames if len(frame)] or frames[:1]
         tables[name] = pd.concat(kept, ignore_index=True)
-    known = {part.of: part.settings.get("data.dataset") for part in parts if Path(part.of) == part.folder}
+    known = {part.of: _corpus(part.settings.get("data.dataset")) for part in parts if Path(part.of) == part.folder}
     for name, frame in tables.items():
         if "draw" in frame:
             frame["draw"] = frame["draw"].fillna(0)
@@ -143,12 +142,27 @@ def latents_of(gathered: Gathered, scores: pd.DataFrame) -> pd.DataFrame:
     return found.drop_duplicates([*LATENT, "corpus"], ignore_index=True)
 
 
+def labelled_like(gathered: Gathered, scores: pd.DataFrame) -> Gathered:
+    """The same with what labelled scores say of dictionaries in the scores of its parts; what is in no table is left
+    out, such as a cell of a study that was taken out of it."""
+    names = scores.drop_duplicates("sae_id").set_index("sae_id")["variant"]
+    together = labelled(pd.concat([part.scores.assign(part=i) for i, part in enumerate(gathered.parts)]))
+    together["variant"] = together["sae_id"].map(names)
+    together = together[together["variant"].notna() & together["own"]].assign(control=lambda table: table["place"])
+    parts = [
+        replace(part, scores=together[together["part"] == i].drop(columns="part"))
+        for i, part in enumerate(gathered.parts)
+    ]
+    return replace(gathered, parts=tuple(parts))
+
+
 def _part(folder: Path, of: str) -> Part:
     scores = _frame(folder, "scores")[list(CONDITION)].drop_duplicates()
     scores["draw"] = scores["draw"].fillna(0)
     failures = _frame(folder, "failures")
     return Part(
-        folder, of, _settings(folder / "config.yaml"), scores.assign(folder=of), _frame(folder, "usage"),
+        folder, of, _settings(folder / "config.yaml", scores["method"].unique()), scores.assign(folder=of),
+        _frame(folder, "usage"),
         {str(stage): int(n) for stage, n in failures["stage"].value_counts().items()},
     )  # fmt: skip
 
@@ -184,23 +198,35 @@ def _frame(folder: Path, name: str) -> pd.DataFrame:
     return frame
 
 
-def _settings(path: Path) -> dict[str, Any]:
+def _settings(path: Path, methods: Iterable[str]) -> dict[str, Any]:
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"'{path}' is no valid YAML: {' '.join(str(error).split())}") from error
-    return dict(_flat(found, "")) if isinstance(found, Mapping) else {}
+    if not isinstance(found, Mapping):
+        return {}
+    flat = dict(_flat(found, ""))
+    options = flat.pop("score.options", None) or {}
+    # A method without options has its defaults, which is a setting like any other.
+    return flat | {f"score.options.{method}": options.get(method, {}) for method in methods}
 
 
 def _flat(tree: Mapping[str, Any], above: str) -> Iterable[tuple[str, Any]]:
     for name, value in tree.items():
         dotted = f"{above}{name}"
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and name != "options":
             yield from _flat(value, f"{dotted}.")
         else:
             yield dotted, value
+
+
+def _corpus(dataset: Any) -> str | None:
+    if not isinstance(dataset, str):
+        return None
+    path = Path(dataset).expanduser()
+    return path.name if path.exists() else dataset
 
 
 def _shown(value: Any) -> str:

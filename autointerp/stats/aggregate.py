@@ -202,7 +202,7 @@ def _groups(scores: pd.DataFrame, by: Sequence[str]) -> list[tuple[dict[str, Any
 
 def _judged(scores: pd.DataFrame, judgements: pd.DataFrame) -> list[Judged]:
     """Windows of the scored latents. A judgement belongs to a score by run, SAE, latent, explanation, method, control,
-    and to one kind of negatives; windows without a usable answer are left out."""
+    draw and corpus, and to one kind of negatives; windows without a usable answer are left out."""
     metric = str(scores["metric"].iloc[0]) if len(scores) else ""
     if metric not in WINDOW_STATISTICS:
         raise UserError(
@@ -211,10 +211,10 @@ def _judged(scores: pd.DataFrame, judgements: pd.DataFrame) -> list[Judged]:
         )
     column = WINDOW_STATISTICS[metric][0]
     need(judgements, ("label", "kind", column, *LATENT), "judgements")
-    same = ("run_id", *LATENT, "pole", "explanation_id", "method", "control")
+    same = ("run_id", *LATENT, "pole", "explanation_id", "method", "control", "draw", "corpus")
     keys = [name for name in same if name in scores and name in judgements]
     asked = judgements.merge(scores[keys].drop_duplicates(), on=keys)
-    kinds = list(scores["negatives"].dropna().unique()) if "negatives" in scores else []
+    kinds = [kind for kind in scores["negatives"].dropna().unique() if kind] if "negatives" in scores else []
     if kinds and kinds[0] != "mixed":
         asked = asked[(asked["kind"] == kinds[0]) | asked["label"].eq(True).fillna(False)]
     asked = asked.assign(answer=pd.to_numeric(asked[column], errors="coerce").astype(float))

@@ -5,8 +5,9 @@ What makes a pair:
 - Explainers, scorers, controls, kinds of negatives: the same latent of the same SAE. The unit is the latent, averaged
   over draws and poles.
 - SAEs, architectures: latent 7 of one SAE has nothing to do with latent 7 of another, at any width. What they share is
-  the hookpoint and the draw, so the unit is the mean over latents of one hookpoint and draw, and the test asks
-  whether the difference holds over those.
+  the hookpoint, so the unit is the mean over latents and draws of one hookpoint, and the test asks whether the
+  difference holds over those. Draws make no pairs: they repeat the windows of the same latents, and what the choice
+  of latents does to a difference, it does in all of them.
 
 Where fewer than six pairs of means exist, and where nothing is shared, it is a test of two samples of latents,
 within shared hookpoints if there are any. It then speaks of the latents of these SAEs, not of other training runs.
@@ -28,13 +29,14 @@ from autointerp.seeds import generator
 from autointerp.stats.frames import KIND, LATENT, need, per_unit, present, single_kind
 from autointerp.stats.rank_shift import (
     LEAST_PAIRS,
+    PERMUTATIONS,
     label_permutation,
     paired_shift,
     sign_flip,
     two_sample_shift,
 )
 
-GROUP = ("hookpoint", "draw")
+GROUP = ("hookpoint",)
 PAIRED_BY: dict[str, tuple[str, ...]] = {
     "explainer": LATENT,
     "explainer_model": LATENT,
@@ -43,9 +45,12 @@ PAIRED_BY: dict[str, tuple[str, ...]] = {
     "negatives": LATENT,
     "sae_id": GROUP,
     "arch": GROUP,
+    "variant": GROUP,
     "width": GROUP,
 }
 """What can be compared, and what makes its pairs."""
+MORE = 200
+"""Permutations for each test of a family: Holm's smallest p is then below 1 / MORE."""
 LEAST_LATENTS = 3
 """Fewest latents on a side, within a hookpoint, of two samples."""
 
@@ -55,7 +60,9 @@ COLUMNS = [
 ]  # fmt: skip
 
 
-def compare(scores: pd.DataFrame, column: str, a: object, b: object, *, seed: int = 0) -> dict[str, Any]:
+def compare(
+    scores: pd.DataFrame, column: str, a: object, b: object, *, seed: int = 0, permutations: int = PERMUTATIONS
+) -> dict[str, Any]:
     """`a` minus `b`, two values of `column`, on rows of one kind: a row with COLUMNS.
 
     `design` is `latents` or `groups` (pairs of these) or `two_sample`. `difference` is that of means, and what the
@@ -79,11 +86,11 @@ def compare(scores: pd.DataFrame, column: str, a: object, b: object, *, seed: in
     wide = pd.concat(means, axis=1, keys=["a", "b"], join="inner")
     pairs = len(wide)
     if pairs >= LEAST_PAIRS or (unit == LATENT and pairs):
-        return row | _paired(wide, rng) | {
+        return row | _paired(wide, rng, permutations) | {
             "design": "latents" if unit == LATENT else "groups", "n_a": len(means[0]), "n_b": len(means[1]),
             "n_unpaired": len(means[0]) + len(means[1]) - 2 * pairs,
         }  # fmt: skip
-    return row | _two_sample(sides[0], sides[1], rng)
+    return row | _two_sample(sides[0], sides[1], rng, permutations)
 
 
 def compare_all(
@@ -98,12 +105,16 @@ def compare_all(
     need(scores, (column,), "scores")
     keys = [name for name in present(scores, by) if name != column]
     groups = scores.groupby(keys, sort=True, dropna=False) if keys else [((), scores)]
-    rows = []
+    asked = []
     for key, group in groups:
         values = sorted(group[column].dropna().unique(), key=str)
-        there = [pair for pair in pairs if set(pair) <= set(values)]
-        for a, b in there if pairs else combinations(values, 2):
-            rows.append(dict(zip(keys, key, strict=True)) | compare(group, column, a, b, seed=seed))
+        there = [pair for pair in pairs if set(pair) <= set(values)] if pairs else list(combinations(values, 2))
+        asked += [(dict(zip(keys, key, strict=True)), group, pair) for pair in there]
+    # The smallest p that permutations can give must stay small when it is multiplied by the number of tests.
+    permutations = max(PERMUTATIONS, MORE * len(asked))
+    rows = [
+        about | compare(group, column, a, b, seed=seed, permutations=permutations) for about, group, (a, b) in asked
+    ]
     table = pd.DataFrame(rows, columns=[*keys, *COLUMNS])
     p = table["p"].to_numpy(dtype=float)
     return table.assign(p_holm=holm(p), p_bh=benjamini_hochberg(p))
@@ -139,17 +150,17 @@ def _means(side: pd.DataFrame, unit: tuple[str, ...]) -> pd.Series:
     return by_latent.groupby(level=keys, dropna=False).mean()
 
 
-def _paired(wide: pd.DataFrame, rng: np.random.Generator) -> dict[str, Any]:
+def _paired(wide: pd.DataFrame, rng: np.random.Generator, permutations: int) -> dict[str, Any]:
     gaps = (wide["a"] - wide["b"]).to_numpy(dtype=float)
     shift, low, high = paired_shift(gaps)
     enough = len(gaps) >= LEAST_PAIRS
     return {
         "difference": float(gaps.mean()), "shift": shift, "ci_low": low, "ci_high": high, "n_pairs": len(gaps),
-        "p": sign_flip(gaps, rng) if enough else math.nan, "status": "ok" if enough else "too_few_pairs",
+        "p": sign_flip(gaps, rng, permutations) if enough else math.nan, "status": "ok" if enough else "too_few_pairs",
     }  # fmt: skip
 
 
-def _two_sample(a: pd.DataFrame, b: pd.DataFrame, rng: np.random.Generator) -> dict[str, Any]:
+def _two_sample(a: pd.DataFrame, b: pd.DataFrame, rng: np.random.Generator, permutations: int) -> dict[str, Any]:
     shared = sorted(set(a["hookpoint"]) & set(b["hookpoint"])) if "hookpoint" in a and "hookpoint" in b else []
     parts = [(a[a["hookpoint"] == h], b[b["hookpoint"] == h]) for h in shared] or [(a, b)]
     strata = [tuple(per_unit(side, LATENT).to_numpy(dtype=float) for side in part) for part in parts]
@@ -163,5 +174,5 @@ def _two_sample(a: pd.DataFrame, b: pd.DataFrame, rng: np.random.Generator) -> d
     shift, low, high = two_sample_shift(pairs)
     return row | {
         "difference": float(np.mean([x.mean() - y.mean() for x, y in pairs])), "shift": shift, "ci_low": low,
-        "ci_high": high, "p": label_permutation(pairs, rng), "status": "ok",
+        "ci_high": high, "p": label_permutation(pairs, rng, permutations), "status": "ok",
     }  # fmt: skip

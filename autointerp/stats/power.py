@@ -85,16 +85,45 @@ class Plan:
 
 def power(plan: Plan, difference: float) -> float:
     """Chance that the test finds a true mean difference of this size; NaN below two latents."""
-    if plan.latents < 2:
+    return power_at(plan.sd, plan.latents, difference, paired=plan.paired, alpha=plan.alpha)
+
+
+def power_at(sd: float, latents: float, difference: float, *, paired: bool, alpha: float = 0.05) -> float:
+    """`power` where `sd`, of one latent's observed score or, if paired, difference, is known; of any metric."""
+    if latents < 2:
         return math.nan
-    df = plan.latents - 1 if plan.paired else 2 * plan.latents - 2
-    error = plan.sd * math.sqrt((1 if plan.paired else 2) / plan.latents)
+    df = latents - 1 if paired else 2 * latents - 2
+    error = sd * math.sqrt((1 if paired else 2) / latents)
     if error == 0:
-        return 1.0 if difference else plan.alpha
-    edge = stats.t.ppf(1 - plan.alpha / 2, df)
+        return 1.0 if difference else alpha
+    edge = stats.t.ppf(1 - alpha / 2, df)
     reach = abs(difference) / error
     # Far out scipy's noncentral t loses digits; the power is 1 there to the last of them.
     return 1.0 if reach > edge + 12 else float(stats.nct.sf(edge, df, reach) + stats.nct.cdf(-edge, df, reach))
+
+
+def resolvable(sd: float, latents: float, *, paired: bool, alpha: float = 0.05, wanted: float = 0.8) -> float:
+    """Smallest true mean difference that is found with this power; NaN below two latents or without an sd, 0 where all
+    latents are alike."""
+    if latents < 2 or not sd >= 0:
+        return math.nan
+    if sd == 0:  # whatever differs at all is found
+        return 0.0
+    low, high = 0.0, sd
+    while power_at(sd, latents, high, paired=paired, alpha=alpha) < wanted:
+        low, high = high, 2 * high
+    for _ in range(40):
+        middle = (low + high) / 2
+        if power_at(sd, latents, middle, paired=paired, alpha=alpha) < wanted:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def latents_at(sd: float, difference: float, *, paired: bool, alpha: float = 0.05, wanted: float = 0.8) -> int | None:
+    """`latents_needed` where the `sd` of an observed score or difference is known, whatever it is made of."""
+    return _fewest(lambda n: power_at(sd, n, difference, paired=paired, alpha=alpha) >= wanted, 2, MOST_LATENTS)
 
 
 def latents_needed(plan: Plan, difference: float, wanted: float = 0.8) -> int | None:

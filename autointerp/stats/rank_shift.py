@@ -11,6 +11,8 @@ from scipy import stats
 from autointerp.stats.frames import Floats
 
 PERMUTATIONS = 4999
+SLAB = 5_000_000
+"""Numbers held at once."""
 EXACT_SIGNS = 12
 """Up to as many pairs all sign patterns are tried."""
 EXACT_RANKS = 25
@@ -25,12 +27,14 @@ def sign_flip(differences: Floats, rng: np.random.Generator, n: int = PERMUTATIO
     All patterns for up to EXACT_SIGNS pairs; else n random ones, with the one that was seen counted in, so that p is
     valid and never 0 (Phipson and Smyth 2010).
     """
-    size = len(differences)
+    size, seen = len(differences), differences.sum()
     if size <= EXACT_SIGNS:
         signs = 1.0 - 2.0 * ((np.arange(2**size)[:, None] >> np.arange(size)) & 1)
-        return float((_at_least(signs @ differences, differences.sum())).mean())
-    signs = 1.0 - 2.0 * rng.integers(0, 2, size=(n, size))
-    return (1 + int(_at_least(signs @ differences, differences.sum()).sum())) / (n + 1)
+        return float((_at_least(signs @ differences, seen)).mean())
+    drawn = np.concatenate([
+        (1.0 - 2.0 * rng.integers(0, 2, size=(rows, size))) @ differences for rows in _slabs(n, size)
+    ])  # fmt: skip
+    return (1 + int(_at_least(drawn, seen).sum())) / (n + 1)
 
 
 def label_permutation(
@@ -41,9 +45,17 @@ def label_permutation(
     for a, b in strata:
         pooled = np.concatenate([a, b])
         seen += a.mean() - b.mean()
-        chosen = rng.permuted(np.tile(pooled, (n, 1)), axis=1)[:, : len(a)].sum(axis=1)
+        chosen = np.concatenate([
+            rng.permuted(np.tile(pooled, (rows, 1)), axis=1)[:, : len(a)].sum(axis=1) for rows in _slabs(n, len(pooled))
+        ])  # fmt: skip
         drawn += chosen / len(a) - (pooled.sum() - chosen) / len(b)
     return (1 + int(_at_least(drawn, seen).sum())) / (n + 1)
+
+
+def _slabs(n: int, size: int) -> list[int]:
+    """n rows of `size` numbers, in slabs that are held at once."""
+    rows = max(1, SLAB // max(1, size))
+    return [min(rows, n - done) for done in range(0, n, rows)]
 
 
 def _at_least(drawn: Floats, seen: float) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:

@@ -93,12 +93,12 @@ def test_latents_of_two_saes_are_no_pairs() -> None:
     assert again["shift"] == row["shift"] and again["p"] == pytest.approx(row["p"], abs=0.03)
 
 
-def test_architectures_are_paired_by_hookpoint_and_draw() -> None:
+def test_architectures_are_paired_by_hookpoint() -> None:
     """Layers differ much more than architectures; pairs of group means see through that."""
     rng = np.random.default_rng(5)
     rows = [
         table("default", rng.normal(layer / 10 + shift, 0.01, 20), arch=arch).assign(hookpoint=f"layers.{layer}", sae_id=f"{arch}{layer}", draw=draw)
-        for layer in range(4) for draw in range(2) for arch, shift in (("topk", 0.02), ("gated", 0.0))
+        for layer in range(8) for draw in range(2) for arch, shift in (("topk", 0.02), ("gated", 0.0))
     ]  # fmt: skip
     row = compare(pd.concat(rows), "arch", "topk", "gated")
     assert (row["design"], row["n_pairs"]) == ("groups", 8)
@@ -108,6 +108,24 @@ def test_architectures_are_paired_by_hookpoint_and_draw() -> None:
     # A layer that one of them lacks would pass for a difference.
     lopsided = compare(pd.concat([*rows[:4], rows[-2].assign(value=9.0)]), "arch", "topk", "gated")
     assert lopsided["difference"] == pytest.approx(few["difference"]) and lopsided["n_unpaired"] == 20
+
+
+def test_draws_are_no_more_layers() -> None:
+    """Three draws at each of three layers are three layers: they share their latents, and are averaged."""
+    rng = np.random.default_rng(8)
+    rows = []
+    for layer in range(3):
+        for arch in ("topk", "gated"):
+            truth = rng.beta(8, 3, 20)
+            rows += [
+                table("default", aurocs(rng, truth), arch=arch).assign(hookpoint=f"layers.{layer}", sae_id=f"{arch}{layer}", draw=draw)
+                for draw in range(3)
+            ]  # fmt: skip
+    drawn = pd.concat(rows)
+    means = drawn.groupby(["sae_id", "hookpoint", "arch", "latent"], as_index=False)["value"].mean().assign(**KIND)
+    row, averaged = (compare(one, "arch", "topk", "gated") for one in (drawn, means))
+    assert (row["design"], row["n_a"], row["n_b"]) == ("two_sample", 60, 60)
+    assert row["p"] == averaged["p"] and row["shift"] == pytest.approx(averaged["shift"])
 
 
 def test_intervals_leave_out_what_the_exact_tests_reject() -> None:
