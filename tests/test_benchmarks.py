@@ -21,6 +21,7 @@ FOLDER = Path(__file__).parent.parent / "benchmarks"
         ("collect.py", "ours / floor at 1152, CPU-seconds"),
         ("engine.py", "engine / faster bare client, wall"),
         ("likelihood.py", "shared / unshared, CPU-seconds"),
+        ("report.py", "seconds to build"),
     ],
 )
 def test_small_sizes_run(script: str, figure: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import signal
@@ -28,6 +29,10 @@ app = typer.Typer(
 )
 
 OURS = ("sae", "scoring", "prompts")
+VERBS = ("collecting", "commands", "comparing", "costs", "exporting", "running", "showing", "training")
+"""Modules of this package that register verbs."""
+TOLD_TO_END = (signal.SIGTERM, signal.SIGUSR1)
+"""Flush and end: what batch systems send before they kill."""
 
 
 @app.callback(invoke_without_command=True)
@@ -57,12 +62,14 @@ def shadowed() -> list[str]:
 
 
 def main() -> NoReturn:
-    from autointerp.cli import collecting, commands, costs, running, training  # noqa: F401  (register the verbs)
+    for verbs in VERBS:
+        importlib.import_module(f"autointerp.cli.{verbs}")
 
     # Spinning threads of two libraries on the same cores cost more than they save.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in TOLD_TO_END:
+        signal.signal(number, _interrupt)
     if wrong := shadowed():
         _stop(
             f"a file of yours hides a package of autointerp: {'; '.join(wrong)}; run from another folder or rename it",
@@ -84,6 +91,9 @@ def main() -> NoReturn:
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
+    # A batch system may tell the shell and its children, each of which passes it on: once is enough to flush.
+    for number in TOLD_TO_END:
+        signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 

@@ -133,17 +133,6 @@ def score(
         _finish(session)
 
 
-@app.command()
-def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders.")],
-    out: Annotated[Path | None, typer.Option(help="Folder of the page. Default: report/ in the first run.")] = None,
-) -> None:
-    """A static page of one or several runs; it opens from the disk, without a server or a network."""
-    from autointerp.report import build_report
-
-    print(build_report(runs, out))
-
-
 def earlier_settings(run: str | None, out: str | None, sae: str | None) -> dict[str, Any]:
     """Settings of the run that is scored."""
     import yaml

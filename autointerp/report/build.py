@@ -7,8 +7,10 @@ tables give the same bytes.
 
 from __future__ import annotations
 
+import gc
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.resources import files
 from itertools import islice
 from pathlib import Path
@@ -20,13 +22,16 @@ from markupsafe import Markup
 from autointerp.errors import UserError
 from autointerp.files import write_text
 from autointerp.report import overview
-from autointerp.report.cards import Cards
-from autointerp.report.grades import Column, columns
-from autointerp.report.groups import Group, read_groups
+from autointerp.report.content import Content, read_content
+from autointerp.report.grid import grids
+from autointerp.report.scorers import agreement, extremes
+from autointerp.report.spread import variance
 from autointerp.report.text import script_json
 
 CARDS_PER_SHARD = 50
 ENTRIES_PER_INDEX = 1000
+PAGES = ("index.html.jinja", "sae.html.jinja", "scorers.html.jinja")
+SCRIPTS = ("makers.js", "scores.js", "card.js", "filters.js", "report.js")
 _OURS = re.compile(r"(data|index)-\d{3,}\.js")
 
 
@@ -39,8 +44,7 @@ def build_report(run_dirs: Sequence[Path], out: Path | None = None) -> Path:
     if not run_dirs:
         raise UserError("no run folder given; name at least one: `autointerp report results/NAME`")
     folder = Path(out) if out is not None else Path(run_dirs[0]) / "report"
-    groups = read_groups([Path(path) for path in run_dirs])
-    shown = columns(groups)
+    content = read_content([Path(path) for path in run_dirs])
     folder.mkdir(parents=True, exist_ok=True)
     page = folder / "index.html"
     # The page goes first and comes back last: a page beside shards of another build would show wrong cards.
@@ -48,42 +52,37 @@ def build_report(run_dirs: Sequence[Path], out: Path | None = None) -> Path:
     for old in folder.iterdir():
         if _OURS.fullmatch(old.name):
             old.unlink()
-    latents = [Cards(group, place, shown) for place, group in enumerate(groups)]
-    _write_index(folder, groups, shown, (entry for part in latents for entry in part.entries()))
-    for shard, cards in enumerate(_batched((card for part in latents for card in part.cards()), CARDS_PER_SHARD)):
-        _write_script(folder / f"data-{shard:03d}.js", {"kind": "cards", "shard": shard, "cards": cards})
+    _write_index(folder, content)
+    with _no_cycles():
+        for shard, cards in enumerate(_batched(content.cards(), CARDS_PER_SHARD)):
+            _write_script(folder / f"data-{shard:03d}.js", {"kind": "cards", "shard": shard, "cards": cards})
     write_text(folder / "report.js", _script())
-    write_text(page, _render(groups, shown))
+    write_text(page, _render(content))
     return page
 
 
-def _write_index(folder: Path, groups: Sequence[Group], shown: Sequence[Column], entries: Iterable[list[Any]]) -> None:
-    """The list of latents in parts: the first is drawn at once, the others arrive behind it."""
-    total = sum(len(group.listed) for group in groups)
-    head = {
-        "groups": [group.label for group in groups],
-        "saes": [group.sae_id for group in groups],
-        "columns": [{"label": c.label, "method": c.method_label, "primary": c.primary} for c in shown],
-        "latents": total,
-        "per_index": ENTRIES_PER_INDEX,
-        "per_shard": CARDS_PER_SHARD,
-    }
-    parts = _batched(entries, ENTRIES_PER_INDEX) if total else iter([()])  # an empty report still needs its head
+def _write_index(folder: Path, content: Content) -> None:
+    """The list of latents in parts: the first is drawn at once, the others are loaded when they are asked for."""
+    head = content.head() | {"per_index": ENTRIES_PER_INDEX, "per_shard": CARDS_PER_SHARD}
+    # An empty report still needs its head.
+    parts = _batched(content.entries(), ENTRIES_PER_INDEX) if head["latents"] else iter([()])
     for part, rows in enumerate(parts):
-        content = {"kind": "index", "part": part, "rows": rows}
-        _write_script(folder / f"index-{part:03d}.js", {**content, "head": head} if part == 0 else content)
+        written = {"kind": "index", "part": part, "rows": rows}
+        _write_script(folder / f"index-{part:03d}.js", {**written, "head": head} if part == 0 else written)
 
 
-def _render(groups: Sequence[Group], shown: Sequence[Column]) -> str:
+def _render(content: Content) -> str:
+    groups, shown = content.groups, content.columns
     folders = list({group.folder.path: group.folder for group in groups}.values())
     environment = Environment(
-        loader=DictLoader({"index": _template("index.html.jinja")}),
+        loader=DictLoader({name: _template(name) for name in PAGES}),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("index").render(
+    summaries = [overview.summarised(group) for group in groups]
+    return environment.get_template(PAGES[0]).render(
         style=Markup(_template("report.css")),  # noqa: S704  (a file of ours)
         title=" · ".join(dict.fromkeys(group.run for group in groups)),
         groups=[
@@ -92,15 +91,32 @@ def _render(groups: Sequence[Group], shown: Sequence[Column]) -> str:
                 "facts": overview.facts(group),
                 "coverage": overview.coverage(group),
                 "metrics": overview.sae_metrics(group),
-                "summary": overview.summary(group, shown),
-                "figures": overview.figures(group, place, shown),
+                "summary": overview.summary(summaries[place], shown),
+                "figures": overview.figures(content.grades[place], place, shown),
                 "unavailable": overview.unavailable(group),
             }
             for place, group in enumerate(groups)
         ],
+        saes=overview.sae_table(groups) if len(groups) > 1 else None,
+        grid=grids(groups, shown, summaries),
+        agreement=agreement(groups, shown),
+        variance=variance(groups, shown),
+        extremes=extremes(groups, shown, content.grades),
         usage=overview.usage(folders),
         failures=overview.failures(folders),
     )
+
+
+@contextmanager
+def _no_cycles() -> Iterator[None]:
+    """Cards are trees of lists, of which millions come and go: looking for cycles in them takes a fifth of the time."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def _batched(items: Iterable[Any], size: int) -> Iterator[tuple[Any, ...]]:
@@ -115,7 +131,7 @@ def _template(name: str) -> str:
 
 def _script() -> str:
     """The page's script: its parts share names, which the enclosing function keeps off `window`."""
-    parts = "\n".join(_template(name) for name in ("makers.js", "card.js", "report.js"))
+    parts = "\n".join(_template(name) for name in SCRIPTS)
     return f'(() => {{\n"use strict";\n\n{parts}}})();\n'
 
 

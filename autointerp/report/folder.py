@@ -1,4 +1,4 @@
-"""Reading the final tables of a run folder, whatever is missing from it, one latent at a time."""
+"""Reading the final tables of a run folder, whatever is missing from it."""
 
 from __future__ import annotations
 
@@ -8,23 +8,24 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from autointerp.errors import UserError
 from autointerp.report.text import decode
 from autointerp.tables.schemas import TABLES
 
-WINDOW_KEYS = ["sae_id", "latent", "split", "window_id", "kind", "quantile"]
-WINDOW_TEXTS = ["document", "pieces", "activations"]
-
 Row = dict[str, Any]
 
 
 class RunFolder:
-    """The tables of one run. A table that is missing reads as an empty one with the right columns."""
+    """The tables of one run. A table that is missing reads as an empty one with the right columns.
 
-    def __init__(self, path: Path) -> None:
-        self.path = Path(path)
+    With `latent`, every table but those about a run as a whole has the rows of that latent only.
+    """
+
+    def __init__(self, path: Path, latent: int | None = None) -> None:
+        self.path, self.latent = Path(path), latent
         if not self.path.is_dir():
             raise UserError(f"there is no run folder {self.path}; give the folder that a run was written to (--out)")
         if not (self.path / "scores.parquet").is_file():
@@ -42,71 +43,34 @@ class RunFolder:
             return pa.schema([schema.field(column) for column in wanted]).empty_table()
         try:
             present = set(pq.read_schema(file).names)
-            table = pq.read_table(file, columns=[column for column in wanted if column in present])
+            only = [("latent", "=", self.latent)] if self.latent is not None and "latent" in present else None
+            table = pq.read_table(file, columns=[column for column in wanted if column in present], filters=only)
         except (pa.ArrowException, OSError) as error:
-            raise _unreadable(file, error) from error
-        return _complete(table, wanted, schema)
+            raise unreadable(file, error) from error
+        return complete(table, wanted, schema)
 
     def frame(self, name: str) -> pd.DataFrame:
         """The table as pandas; nullable integers stay integers."""
         frame: pd.DataFrame = self.table(name).to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
         return frame
 
-    def window_texts(self, rows: Sequence[int]) -> pa.Table:
-        """The heavy columns of the given rows (ascending row numbers of windows.parquet).
-
-        A windows table can hold tens of millions of tokens of which the report shows a few per cent, so it is
-        streamed and never held whole.
-        """
-        file = self.path / "windows.parquet"
-        schema = pa.schema([TABLES["windows"].field(column) for column in WINDOW_TEXTS])
-        found: list[pa.Table] = [schema.empty_table()]
-        if not rows or not file.is_file():
-            return found[0]
-        start, cursor = 0, 0
-        source = pq.ParquetFile(file)
-        present = [column for column in WINDOW_TEXTS if column in source.schema_arrow.names]
-        for batch in source.iter_batches(batch_size=4096, columns=present):
-            stop = cursor
-            while stop < len(rows) and rows[stop] < start + batch.num_rows:
-                stop += 1
-            if stop > cursor:
-                here = pa.array([row - start for row in rows[cursor:stop]], pa.int64())
-                found.append(_complete(pa.Table.from_batches([batch]).take(here), WINDOW_TEXTS, TABLES["windows"]))
-            start, cursor = start + batch.num_rows, stop
-        return pa.concat_tables(found).combine_chunks()
-
 
 def records(frame: pd.DataFrame) -> list[Row]:
     """Rows as dictionaries in which every kind of missing value is None."""
-    plain = frame.astype(object).where(frame.notna(), None)
-    return [{str(name): value for name, value in row.items()} for row in plain.to_dict("records")]
+    columns = [plain(frame[name]) for name in frame.columns]
+    names = [str(name) for name in frame.columns]
+    return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
 
 
-class ByLatent:
-    """Rows of a table, found by SAE and latent."""
-
-    def __init__(self, table: pa.Table) -> None:
-        self._table = table.combine_chunks()
-        keys = self._table.select(["sae_id", "latent"]).to_pandas()
-        # pandas drops rows with a null key, which is right here: a row of no latent belongs on no card.
-        self._rows = keys.groupby(["sae_id", "latent"], sort=False).indices
-
-    def numbers(self, sae_id: str, latent: int) -> list[int]:
-        """Row numbers, in the table's order."""
-        found = self._rows.get((sae_id, latent))
-        return [] if found is None else [int(row) for row in found]
-
-    def rows(self, sae_id: str, latent: int) -> list[Row]:
-        """The rows as dictionaries, in the table's order."""
-        numbers = self.numbers(sae_id, latent)
-        if not numbers:
-            return []
-        rows: list[Row] = self._table.take(pa.array(numbers, pa.int64())).to_pylist()
-        return rows
+def plain(column: pd.Series) -> list[Any]:
+    """The values as Python's own, with None for every kind of missing one."""
+    known = column.notna()
+    values: list[Any] = column.astype(object).tolist()
+    return values if bool(known.all()) else [v if k else None for v, k in zip(values, known.tolist(), strict=True)]
 
 
-def _complete(table: pa.Table, wanted: Sequence[str], schema: pa.Schema) -> pa.Table:
+def complete(table: pa.Table, wanted: Sequence[str], schema: pa.Schema) -> pa.Table:
+    """The wanted columns in the schema's types, null where the table has none, blank where null would split a group."""
     columns = []
     for name in wanted:
         kind = schema.field(name).type
@@ -117,12 +81,12 @@ def _complete(table: pa.Table, wanted: Sequence[str], schema: pa.Schema) -> pa.T
         if column.type != kind:
             column = column.cast(kind)
         columns.append(_repaired(column))
-    complete = pa.Table.from_arrays(columns, schema=pa.schema([schema.field(name) for name in wanted]))
+    full = pa.Table.from_arrays(columns, schema=pa.schema([schema.field(name) for name in wanted]))
     for name, blank in (("sae_id", ""), ("control", "none")):
         if name in wanted:
-            at = complete.column_names.index(name)
-            complete = complete.set_column(at, name, complete.column(name).fill_null(blank))
-    return complete
+            at = full.column_names.index(name)
+            full = full.set_column(at, name, pc.fill_null(full.column(name), blank))
+    return full
 
 
 def _repaired(column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -144,6 +108,7 @@ def _decoded(value: Any) -> Any:
     return decode(value).encode("utf-8", "backslashreplace").decode("utf-8") if isinstance(value, bytes) else value
 
 
-def _unreadable(file: Path, error: Exception) -> UserError:
+def unreadable(file: Path, error: Exception) -> UserError:
+    """The error of a table that is damaged: which, why, and what to do."""
     reason = (str(error).splitlines() or [type(error).__name__])[0]
     return UserError(f"cannot read {file}: {reason}; delete it and run the stage that writes it again")

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -33,17 +34,38 @@ class Group:
     place: str = ""
 
     @property
+    def arch(self) -> str:
+        return visible(str(self._about("arch") or "unknown"))
+
+    @property
+    def variant(self) -> str:
+        """The architecture, or what stands in the SAE's place."""
+        return visible(self.replaced) or self.arch
+
+    @property
+    def layer(self) -> str:
+        """Where it reads, as the columns of the grid say it: the layer's number, or the hookpoint."""
+        layer, hookpoint = self._about("layer"), self._about("hookpoint")
+        return visible(str(hookpoint if layer is None else int(layer))) if layer is not None or hookpoint else ""
+
+    def _about(self, column: str) -> Any:
+        for frame in (self.scores, self.metrics):
+            if column in frame and len(known := frame[column].dropna()):
+                return known.iloc[0]
+        return None
+
+    @property
     def label(self) -> str:
         name = self.sae_id or self.run
         name = f"{name} ({self.replaced})" if self.replaced else name
         return visible(f"{name} in {self.place}" if self.place else name)
 
 
-def read_groups(run_dirs: Sequence[Path]) -> list[Group]:
-    """The groups of every run, in the order the runs were given and then by SAE."""
+def read_groups(run_dirs: Sequence[Path], latent: int | None = None) -> list[Group]:
+    """The groups of every run, in the order the runs were given and then by SAE; with `latent`, of that one only."""
     groups: list[Group] = []
     for path in run_dirs:
-        folder = RunFolder(path)
+        folder = RunFolder(path, latent)
         scores, explanations = folder.frame("scores"), folder.frame("explanations")
         latents, metrics = folder.frame("latents"), folder.frame("sae_metrics")
         run = run_name(folder, scores, explanations, latents)
@@ -52,7 +74,8 @@ def read_groups(run_dirs: Sequence[Path]) -> list[Group]:
             own_scores, replaced = _as_real(_of(scores, sae_id))
             own_explanations = _of(explanations, sae_id)
             seen = {int(n) for f in (own_scores, own_explanations) for n in f["latent"].dropna().unique()}
-            own_latents, own_metrics = _of(latents, sae_id), _of(metrics, sae_id)
+            # Of several corpora the first says how often a latent fires.
+            own_latents, own_metrics = _of(latents, sae_id).drop_duplicates("latent"), _of(metrics, sae_id)
             listed = tuple(sorted(seen))
             groups.append(
                 Group(folder, run, sae_id, replaced, own_scores, own_explanations, own_latents, own_metrics, listed)

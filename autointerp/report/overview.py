@@ -11,9 +11,9 @@ from markupsafe import Markup
 
 from autointerp.report import charts
 from autointerp.report.folder import Row, RunFolder, records
-from autointerp.report.grades import CONTROL, Column, Grades
+from autointerp.report.grades import Column, Grades
 from autointerp.report.groups import Group, run_name
-from autointerp.report.text import count, figure, interval, number, percent, visible, words
+from autointerp.report.text import count, figure, interval, number, percent, signed, visible, words
 
 STATES = ("live", "rare", "dead", "dense")
 KEY_METRICS = ("fvu", "l0", "dead")
@@ -27,6 +27,7 @@ class Fact:
     label: str
     value: str
     note: str = ""
+    numeric: bool = False
 
 
 def facts(group: Group) -> list[Fact]:
@@ -40,19 +41,44 @@ def facts(group: Group) -> list[Fact]:
         Fact("SAE", _text(group.sae_id), group.replaced and f"control: {visible(group.replaced)}"),
         Fact("Architecture", _text(first.get("arch"))),
         Fact("Hookpoint", _text(first.get("hookpoint"))),
-        Fact("Width", count(first.get("width"))),
+        Fact("Width", count(first.get("width")), numeric=True),
     ]
     for key in KEY_METRICS:
         row = next((metrics[name] for name in sorted(metrics) if name == key or key in name.split("_")), None)
         if row is not None:
             decimals = 1 if key == "l0" else 3
             label = key.upper() if key != "dead" else "Dead share"
-            found.append(Fact(label, figure(row["value"], decimals), interval(row["ci_low"], row["ci_high"], decimals)))
+            found.append(
+                Fact(label, figure(row["value"], decimals), interval(row["ci_low"], row["ci_high"], decimals), True)
+            )
         elif key == "l0":
-            found.append(Fact("L0", figure(first.get("l0"), 1), "as trained"))
+            found.append(Fact("L0", figure(first.get("l0"), 1), "as trained", True))
         else:
-            found.append(Fact("FVU" if key == "fvu" else "Dead share", "—"))
+            found.append(Fact("FVU" if key == "fvu" else "Dead share", "—", numeric=True))
     return found
+
+
+def sae_table(groups: Sequence[Group]) -> dict[str, Any]:
+    """Several SAEs one below the other: trained ones first, variants together, layers in order.
+
+    What is said of none, and the model and run where all share one, is left out.
+    """
+    said = [{fact.label: fact for fact in facts(group)} for group in groups]
+    shared = {name for name in ("Run", "Model") if len({row[name].value for row in said}) == 1}
+    heads = [
+        name for name in said[0]
+        if name != "SAE" and name not in shared and any(row[name].value != "—" for row in said)
+    ]  # fmt: skip
+
+    def order(place: int) -> tuple[Any, ...]:
+        group = groups[place]
+        numeric = group.layer.isdecimal()
+        return group.replaced, group.arch, not numeric, int(group.layer) if numeric else 0, group.layer, place
+
+    return {
+        "heads": [(name, said[0][name].numeric) for name in heads],
+        "rows": [(place, [said[place][name] for name in heads]) for place in sorted(range(len(groups)), key=order)],
+    }
 
 
 def coverage(group: Group) -> dict[str, Any]:
@@ -71,6 +97,7 @@ def coverage(group: Group) -> dict[str, Any]:
              "part": int(states[state]) / total}
             for state in shown
         ],
+        "live": count(states.get("live", 0)) if len(states) else "—",
         "explained": count(explained["latent"].nunique()),
         "unexplained": count(len(set(group.explanations["latent"].dropna()) - set(explained["latent"]))),
         "scored": count(len(scored)),
@@ -91,38 +118,41 @@ def sae_metrics(group: Group) -> list[Row]:
     ]
 
 
-def summary(group: Group, columns: Sequence[Column]) -> list[Row]:
-    """Median per method and metric beside its control; primary metrics are marked."""
+def summarised(group: Group) -> dict[tuple[str, str, str], Row]:
+    """Median over latents and difference to the control, by method, negatives and metric."""
     if group.scores.empty:
-        return []
+        return {}
     from autointerp.stats.summary import summarise
 
-    primary = {(column.method, column.metric) for column in columns if column.primary}
-    order = {(column.method, column.metric): at for at, column in reversed(list(enumerate(columns)))}
     rows = records(summarise(group.scores))
-    rows.sort(key=lambda row: order.get((row["method"], row["metric"]), len(order)))
+    return {(str(row["method"]), str(row["negatives"] or "random"), str(row["metric"])): row for row in rows}
+
+
+def summary(found: dict[tuple[str, str, str], Row], columns: Sequence[Column]) -> list[Row]:
+    """The group's `summarised` scores in the order of the columns; primary metrics are marked."""
     return [
         {
-            "method": words(str(row["method"])),
-            "metric": words(str(row["metric"])),
-            "primary": (row["method"], row["metric"]) in primary,
+            "method": column.method_label,
+            "metric": words(column.metric),
+            "primary": column.primary,
             "n": count(row["n"]),
             "median": figure(row["median"]),
             "interval": interval(row["ci_low"], row["ci_high"]),
             "control": figure(row["control_median"]),
-            "difference": _signed(row["difference"]),
+            "difference": signed(row["difference"]),
             "difference_interval": interval(row["difference_low"], row["difference_high"]),
         }
-        for row in rows
+        for column in columns
+        for row in [found.get(column.name)]
+        if row is not None
     ]
 
 
-def figures(group: Group, place: int, columns: Sequence[Column]) -> list[dict[str, Any]]:
+def figures(grades: Grades, place: int, columns: Sequence[Column]) -> list[dict[str, Any]]:
     """One chart per method (its primary metric), where the group has values for it."""
-    grades = Grades(group)
     drawn = []
     for at, column in enumerate(columns):
-        real, control = (grades.values(column.name, kind) for kind in ("none", CONTROL)) if column.primary else ([], [])
+        real, control = (grades.values(at, control) for control in (False, True)) if column.primary else ([], [])
         if real or control:
             svg: Markup = charts.distribution(column.label, column.metric, f"chart-{place}-{at}", real, control)
             drawn.append(
@@ -132,7 +162,7 @@ def figures(group: Group, place: int, columns: Sequence[Column]) -> list[dict[st
                     "svg": svg,
                     "n": count(len(real)),
                     "n_control": count(len(control)),
-                    "chance": column.metric in charts.CHANCE,
+                    "chance": column.metric.partition("@")[0] in charts.CHANCE,
                 }
             )
     return drawn
@@ -195,11 +225,6 @@ def failures(folders: Sequence[RunFolder]) -> dict[str, Any]:
 
 def _failures(folder: RunFolder) -> list[Row]:
     return records(folder.frame("failures"))
-
-
-def _signed(value: Any) -> str:
-    found = number(value)
-    return figure(value) if found is None or found <= 0 else f"+{figure(value)}"
 
 
 def _text(value: Any) -> str:

@@ -12,12 +12,21 @@ import math
 import re
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+SEPARATOR = "\x7f"
+"""Between the pieces of a window where they are one string: no text on the page holds it, see `visible`."""
+
 # Newline and tab stay: the page marks them where it draws them. ZWJ and ZWNJ stay too: emoji and several
 # scripts are spelt with them.
-_HIDDEN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ud800-\udfff\ufeff\ufff9-\ufffb]"
+_OTHERS = (
+    "\x00-\x08\x0b-\x1f\x80-\x9f\u00ad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ud800-\udfff"
+    "\ufeff\ufff9-\ufffb"
 )
-_SCRIPT_UNSAFE = re.compile("[<>&\u2028\u2029\ud800-\udfff]")
+_HIDDEN = re.compile(f"[{_OTHERS}{SEPARATOR}]")
+_HIDDEN_IN_PIECES = re.compile(f"[{_OTHERS}]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 MINUS = "\u2212"
 
@@ -36,6 +45,11 @@ def visible(text: str) -> str:
     return _HIDDEN.sub(_mark, text)
 
 
+def visible_pieces(text: str) -> str:
+    """The same for pieces that are joined by SEPARATOR."""
+    return _HIDDEN_IN_PIECES.sub(_mark, text)
+
+
 def decode(raw: bytes) -> str:
     """UTF-8 as far as it goes. Bytes of a lone surrogate survive, so that `visible` can name it."""
     try:
@@ -50,7 +64,17 @@ def script_json(value: Any) -> str:
     NaN and infinities raise `ValueError`: they are not JSON, and a value that is missing has to be None.
     """
     plain = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return _SCRIPT_UNSAFE.sub(lambda match: f"\\u{ord(match.group()):04x}", plain)
+    for unsafe in "<>&\u2028\u2029":
+        plain = plain.replace(unsafe, f"\\u{ord(unsafe):04x}")
+    return _SURROGATE.sub(lambda match: f"\\u{ord(match.group()):04x}", plain) if _broken(plain) else plain
+
+
+def _broken(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def number(value: Any) -> float | None:
@@ -65,6 +89,16 @@ def short(value: Any, digits: int = 4) -> float | None:
     """`value` cut to significant digits: the page shows three, and shards should be small."""
     found = number(value)
     return None if found is None else float(f"{found:.{digits}g}")
+
+
+def significant(values: NDArray[np.float64], digits: int = 4) -> NDArray[np.float64]:
+    """`short` for many finite numbers at once."""
+    with np.errstate(divide="ignore"):
+        places = digits - 1 - np.floor(np.log10(np.abs(values)))
+    places = np.where(np.isfinite(places), np.clip(places, -300, 300), 0)
+    up, down = 10.0 ** np.maximum(places, 0), 10.0 ** np.maximum(-places, 0)
+    # Whole numbers over and times powers of ten are as exact as the decimals they are printed as.
+    return np.asarray(np.round(values * up / down) * down / up)
 
 
 def figure(value: Any, decimals: int = 3) -> str:
@@ -82,6 +116,12 @@ def figure(value: Any, decimals: int = 3) -> str:
     else:
         text = f"{found:.{decimals}f}"
     return text.replace("-", MINUS)
+
+
+def signed(value: Any, decimals: int = 3) -> str:
+    """`figure` of a difference: with its sign."""
+    found = number(value)
+    return figure(value, decimals) if found is None or found <= 0 else f"+{figure(value, decimals)}"
 
 
 def interval(low: Any, high: Any, decimals: int = 3) -> str:

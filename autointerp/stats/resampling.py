@@ -19,6 +19,8 @@ from autointerp.stats.frames import Floats
 RESAMPLES = 2000
 LEAST = 3
 """Fewest latents for an interval."""
+AT_ONCE = 4_000_000
+"""Values that are drawn together: what bounds the memory, whatever the number of latents."""
 
 STATISTICS: dict[str, Callable[..., Floats]] = {"mean": np.mean, "median": np.median}
 
@@ -44,7 +46,10 @@ def interval(estimates: Floats, n: int, df: float | None = None) -> tuple[float,
 
 def resample(values: Floats, statistic: str, rng: np.random.Generator, n: int = RESAMPLES) -> Floats:
     """(n,) estimates, each from as many latents as there are, drawn with replacement."""
-    return STATISTICS[statistic](values[rng.integers(0, len(values), size=(n, len(values)))], axis=1)
+    estimate, size = STATISTICS[statistic], len(values)
+    step = max(1, AT_ONCE // max(1, size))
+    parts = [min(step, n - begin) for begin in range(0, n, step)]
+    return np.concatenate([estimate(values[rng.integers(0, size, size=(rows, size))], axis=1) for rows in parts])
 
 
 @dataclass(frozen=True, slots=True)

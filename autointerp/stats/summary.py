@@ -9,7 +9,6 @@ from autointerp.stats.frames import Floats
 from autointerp.stats.resampling import LEAST, STATISTICS, interval, resample
 from scoring.types import EXPLANATION_CONTROLS
 
-RESAMPLES = 4000
 CONTROL = "shuffled_explanation"
 HEADLINE = {"auroc", "balanced_accuracy", "logprob_gain", "pearson"}
 """Metrics that grade an explanation (before an @, which says at what setting); others (a reached KL, a strength)
@@ -71,7 +70,7 @@ def bootstrap(values: Floats, statistic: str, purpose: str) -> tuple[float, floa
     """95% interval over resampled latents; NaN below three of them. Seeded by its purpose."""
     if len(values) < LEAST:
         return float("nan"), float("nan")
-    return interval(resample(values, statistic, generator(0, "bootstrap", purpose), RESAMPLES), len(values))
+    return interval(resample(values, statistic, generator(0, "bootstrap", purpose)), len(values))
 
 
 def _or_nan(statistic: str, values: Floats) -> float:

@@ -18,8 +18,8 @@ from synthetic_run import FAILED, HOSTILE, LATENTS, SAE, explanation_of, write
 
 from autointerp.errors import UserError
 from autointerp.report import build_report
+from autointerp.report.choosing import MAX_ACTIVATING, MAX_OTHER, choose, spread
 from autointerp.report.text import figure, script_json, visible
-from autointerp.report.windows import MAX_ACTIVATING, MAX_OTHER, choose, spread
 
 RunBuilder = Callable[..., Path]
 CALL = "window.__autointerp_add("
@@ -94,8 +94,10 @@ def test_index_lists_every_explained_latent(page: Path) -> None:
 
 def test_card_holds_scores_beside_their_control(page: Path) -> None:
     card = shard(page.parent / "data-000.js")["cards"][17 - LATENTS.start]
-    primary = [score for score in card["scores"] if score["primary"]]
-    assert [(score["method"], score["metric"]) for score in primary] == [
+    head = shard(page.parent / "index-000.js")["head"]
+    primary = [card["scores"][number] for number in card["headline"]]
+    columns = [head["columns"][score["column"]] for score in primary]
+    assert [(column["method"], column["metric"]) for column in columns] == [
         ("detection", "balanced accuracy"),
         ("intervention", "logprob gain"),
         ("surprisal", "auroc"),
@@ -103,8 +105,9 @@ def test_card_holds_scores_beside_their_control(page: Path) -> None:
     for score in primary:
         assert score["real"]["low"] < score["real"]["value"]
         assert score["control"]["low"] < score["control"]["value"]
-    assert card["tallies"][0] == {"method": "detection", "right": 27 - card["tallies"][0]["wrong"],
-                                  "wrong": card["tallies"][0]["wrong"], "failed": 1}  # fmt: skip
+    tally = card["tallies"][0]
+    assert head["methods"][tally["method"]] == "detection"
+    assert (tally["right"] + tally["wrong"], tally["failed"]) == (27, 1)
 
 
 def test_card_caps_windows_and_spreads_them_over_quantiles(page: Path) -> None:
@@ -201,7 +204,7 @@ def test_damaged_table_is_named(run: Path, tmp_path: Path) -> None:
 
 def test_thousands_of_latents_keep_the_first_page_small(run_builder: RunBuilder) -> None:
     run = run_builder(latents=range(3, 203))
-    rows = pq.read_table(run / "scores.parquet", filters=[("latent", "=", 3)]).to_pylist()
+    rows = pq.read_table(run / "scores.parquet", filters=[("latent", "=", 3), ("method", "=", "surprisal")]).to_pylist()
     write(
         run, "scores", [{**row, "latent": latent, "explanation_id": None} for latent in range(3, 2503) for row in rows]
     )
@@ -247,7 +250,7 @@ def test_spread_takes_both_ends() -> None:
 
 
 def test_choose_prefers_judged_windows() -> None:
-    rows = [{"split": "score", "kind": "random", "window_id": str(n), "quantile": None} for n in range(40)]
+    rows = [{"pole": 1, "split": "score", "kind": "random", "window_id": str(n), "quantile": None} for n in range(40)]
     assert choose(rows, {"35", "2"}) == sorted({35, 2, *(choose(rows, {"35", "2"}))})
     assert {2, 35} <= set(choose(rows, {"35", "2"}))
     assert len(choose(rows, set())) == MAX_OTHER

@@ -1,17 +1,34 @@
-// The card of one latent: explanation, scores beside their control, windows, interventions.
+// The card of one latent: explanation, scores beside their control, activations, windows, interventions.
 
 const article = (entry, card) =>
   el("article", { "aria-label": `Latent ${entry.latent}` },
-    ...(card.explanations.length ? card.explanations.flatMap((e, n) => explanation(e, n, card.explanations.length)) : [el("h3", { class: "failed" }, "No explanation")]),
-    numbers(entry, card), scores(card), windows(card), interventions(card));
+    explanations(card), numbers(entry, card), scores(card),
+    el("div", { class: "pictures" }, histogram(card), lens(card)),
+    windows(card), interventions(card), prompts(card));
+
+const explanations = (card) => {
+  const [first, ...others] = card.explanations;
+  if (!first) return el("h3", { class: "failed" }, "No explanation");
+  const box = el("div", {}, ...explanation(first, 0, card.explanations.length));
+  // Both poles of a signed latent are said at once; repetitions wait to be asked for.
+  if (others.length) {
+    const list = el("ol", { start: 2 }, ...others.map((one) => el("li", {}, el("span", { class: one.text === null ? "failed" : null, dir: "auto" }, one.text === null ? `No explanation: ${words(one.status)}` : one.text), " ", el("small", {}, source(one).join(" · ")))));
+    box.append(el("details", { class: "others", open: others.length < 3 }, el("summary", {}, `${others.length} more ${others.length > 1 ? "explanations" : "explanation"}`), list));
+  }
+  return box;
+};
+
+const source = (e) => {
+  const by = [...e.by];
+  if (e.setting) by.unshift(e.setting);
+  if (e.n_windows !== null) by.push(`from ${e.n_windows} windows`);
+  return by;
+};
 
 const explanation = (e, n, of) => {
   const text = e.text === null ? el("h3", { class: "failed" }, `No explanation: ${words(e.status)}`) : el("h3", { dir: "auto" }, e.text);
-  const by = [...e.by];
+  const by = source(e);
   if (of > 1) by.unshift(`explanation ${n + 1} of ${of}`);
-  if (e.n_windows !== null) by.push(`from ${e.n_windows} windows`);
-  if (e.prompt) by.push(`prompt ${e.prompt}`);
-  if (e.draw) by.push(`draw ${e.draw}`);
   if (e.text !== null && e.status !== "ok") by.push(words(e.status));
   return [text, el("p", { class: "by" }, by.join(" · "))];
 };
@@ -24,59 +41,14 @@ const numbers = (entry, card) => {
   if (card.state !== null) line.append(item("state", card.state));
   line.append(item("density", share(facts.density)));
   if (facts.n_fired !== null) line.append(item("fired on", `${whole(facts.n_fired)} of ${whole(facts.n_tokens)} tokens`));
+  if (facts.n_negative) line.append(item("negative on", whole(facts.n_negative)));
   line.append(item("max activation", figure(facts.max_activation)), item("mean", figure(facts.mean_activation)));
   return line;
 };
 
-const scores = (card) => {
-  if (!card.scores.length) return el("p", { class: "none" }, "Not scored.");
-  const main = card.scores.filter((score) => score.primary && score.control_kind === null);
-  const box = el("div", {}, el("h4", {}, "Scores"), scoreTable(main, card));
-  if (card.scores.length > main.length) {
-    box.append(el("details", {}, el("summary", {}, `All metrics (${card.scores.length})`), scoreTable(card.scores, card)));
-  }
-  return box;
-};
-
-const scoreTable = (rows, card) => {
-  const several = card.explanations.length > 1;
-  const labels = ["Method", "Metric", "Score", "95% interval", "Control", "95% interval", "", "Windows"];
-  const table = el("table", { class: "plain grades" }, el("thead", {}, el("tr", {}, ...labels.map((label, n) => el("th", { scope: "col", class: [2, 4, 7].includes(n) && "n" }, label)))));
-  const body = el("tbody", {});
-  for (const row of rows) {
-    let method = capital(row.method);
-    if (several && row.explanation !== null) method += ` · explanation ${row.explanation + 1}`;
-    if (row.draw) method += ` · draw ${row.draw}`;
-    if (row.control_kind !== null) method += ` · ${row.control_kind}`;
-    const failed = row.real.failed ? ` (${row.real.failed} failed)` : "";
-    body.append(
-      el("tr", {}, el("th", { scope: "row" }, method), el("td", {}, row.metric), 
-        ...grade(row.real, "score"), ...(row.control ? grade(row.control, "control") : [el("td", { class: "n", "data-label": "control" }, "—"), el("td", {})]),
-        el("td", { class: "dot" }, dots(row)), el("td", { class: "n", "data-label": "windows" }, `${whole(row.real.n)}${failed}`)),
-    );
-  }
-  table.append(body);
-  return el("div", { class: "wide" }, table);
-};
-
-const grade = (one, label) =>
-  one.value === null
-    ? [el("td", { class: "n failed", "data-label": label }, words(one.status)), el("td", { class: "ci" })]
-    : [el("td", { class: "n", "data-label": label }, figure(one.value)), el("td", { class: "ci" }, interval(one))];
-
-// Score and control on one line from 0 to 1; other ranges differ from metric to metric and get no picture.
-const dots = (row) => {
-  const all = [row.real, row.control].filter(Boolean).flatMap((one) => [one.value, one.low, one.high]).filter((value) => value !== null);
-  if (row.real.value === null || all.some((value) => value < 0 || value > 1)) return null;
-  const x = (value) => (6 + 164 * value).toFixed(1);
-  const picture = svg("svg", { class: "dots", viewBox: "0 0 176 20", "aria-hidden": "true" },
-    svg("line", { class: "axis", x1: x(0), x2: x(1), y1: 10, y2: 10 }), svg("line", { class: "half", x1: x(0.5), x2: x(0.5), y1: 1, y2: 19 }));
-  for (const [one, name, y] of [[row.control, "control", 14], [row.real, "real", 6]]) {
-    if (!one || one.value === null) continue;
-    if (one.low !== null && one.high !== null) picture.append(svg("line", { class: name, x1: x(one.low), x2: x(one.high), y1: y, y2: y, "stroke-width": 1.5 }));
-    picture.append(svg("circle", { class: name, cx: x(one.value), cy: y, r: 3 }));
-  }
-  return picture;
+const prompts = (card) => {
+  if (!card.prompts.length) return null;
+  return el("p", { class: "by prompts" }, "Prompts: ", ...card.prompts.flatMap(([who, sha], n) => [n ? ", " : null, `${who} `, el("code", {}, sha)]));
 };
 
 const TITLES = { explain: "Windows to explain from", score: "Held-out windows to score on" };
@@ -88,9 +60,11 @@ const windows = (card) => {
     if (!splits.has(group.split)) splits.set(group.split, []);
     splits.get(group.split).push(group);
   }
+  const which = [card.corpus === null ? null : `corpus ${card.corpus}`, card.draw === null ? null : `draw ${card.draw}`].filter(Boolean);
   const box = el("div", { class: "splits" });
   for (const [split, groups] of splits) {
     const part = el("section", {}, el("h4", {}, TITLES[split] || capital(words(split))));
+    if (which.length) part.append(el("p", { class: "by" }, `of ${which.join(", ")}; scores above are of all`));
     if (split === "score" && card.tallies.length) part.append(el("p", { class: "by" }, card.tallies.map(tally).join(" · ")));
     for (const group of groups) {
       part.append(el("h5", {}, groupTitle(group, groups)), ...group.windows.map((one) => windowRow(one, card.max)));
@@ -102,30 +76,32 @@ const windows = (card) => {
 
 const tally = (one) => {
   const judged = (one.right || 0) + (one.wrong || 0);
-  const said = judged ? [`${one.right || 0} of ${judged} right`] : [];
-  if (one.ungraded) said.push(`${one.ungraded} answered`);
+  const said = judged ? [`${one.right || 0} of ${judged} ${one.ranked ? "on the right side" : "right"}`] : [];
+  if (one.ungraded) said.push(`${one.ungraded} ${one.ranked ? "at the middle" : "answered"}`);
   if (one.failed) said.push(`${one.failed} failed`);
-  return `${one.method}: ${said.join(", ")}`;
+  return `${head.methods[one.method]}: ${said.join(", ")}`;
 };
 
 const groupTitle = (group, groups) => {
-  const same = groups.filter((other) => other.kind === group.kind);
+  const same = groups.filter((other) => other.kind === group.kind && other.pole === group.pole);
   const shown = same.reduce((sum, other) => sum + other.windows.length, 0);
   const of = group === same[0] && shown < group.total ? `, ${shown} of ${whole(group.total)} shown` : "";
-  if (group.quantile === null) return `${capital(group.kind)}${of}`;
+  const kind = `${capital(group.kind)}${group.pole === null ? "" : group.pole < 0 ? ", negative pole" : ", positive pole"}`;
+  if (group.quantile === null) return `${kind}${of}`;
   const end = group.quantile === group.quantiles - 1 ? ", strongest" : group.quantile === 0 ? ", weakest" : "";
-  return `${capital(group.kind)}${of} · quantile ${group.quantile + 1} of ${group.quantiles}${end}`;
+  return `${kind}${of} · quantile ${group.quantile + 1} of ${group.quantiles}${end}`;
 };
 
 const windowRow = (one, max) =>
-  el("div", { class: "window" },
-    el("span", { class: "peak", title: "largest activation in the window" }, one.active.length ? figure(one.peak) : "0"),
+  el("div", { class: "window", title: `window ${one.id}${one.document === null ? "" : `, document ${one.document}`}` },
+    el("span", { class: "peak" }, one.active.length ? figure(one.peak) : "0"),
     el("div", {}, tokens(one, max), verdicts(one.verdicts)));
 
 const tokens = (one, max) => {
-  const strength = new Map(one.active);
+  const strength = new Map();
+  for (let n = 0; n < one.active.length; n += 2) strength.set(one.active[n], one.active[n + 1]);
   const text = el("p", { class: "text", dir: "auto" });
-  one.pieces.forEach((piece, at) => {
+  (one.pieces ? one.pieces.split("\x7f") : []).forEach((piece, at) => {
     const value = strength.get(at);
     if (value === undefined) return addPiece(text, piece);
     const part = max ? Math.abs(value) / max : 0;
@@ -150,12 +126,16 @@ const yes = (value) => (value ? "yes" : "no");
 
 const verdicts = (list) => {
   if (!list.length) return null;
-  return el("ul", { class: "verdicts" }, ...list.map((one) => {
-    if (one.status !== "ok") return el("li", {}, `${one.method}: ${words(one.status)}`);
-    const said = [one.prediction === null ? null : yes(one.prediction), one.probability === null ? null : figure(one.probability)].filter(Boolean).join(" ");
-    const title = one.label === null ? null : `true label: ${yes(one.label)}${one.probability === null ? "" : `; probability ${figure(one.probability, 3)}`}`;
-    const sign = one.right === null ? null : el("b", {}, one.right ? " ✓" : " ✗", el("span", { class: "vh" }, one.right ? " right" : " wrong"));
-    return el("li", { class: one.right === null ? null : one.right ? "right" : "wrong", title }, `${one.method}: ${said}`, sign);
+  return el("ul", { class: "verdicts" }, ...list.map(([method, right, label, prediction, number, side, status]) => {
+    const name = head.methods[method];
+    if (status !== null) return el("li", {}, `${name}: ${words(status)}`);
+    const said = [prediction === null ? null : yes(prediction), number === null ? null : figure(number)].filter(Boolean).join(" ");
+    const about = [];
+    if (label !== null) about.push(label ? "the latent fires here" : "the latent is silent here");
+    if (number !== null) about.push(`the scorer's number is ${figure(number, 3)}`);
+    if (side !== null) about.push(`${label ? "above" : "below"} ${Math.round(100 * side)}% of the windows where the latent ${label ? "is silent" : "fires"}`);
+    const sign = right === null ? null : el("b", {}, right ? " ✓" : " ✗", el("span", { class: "vh" }, right ? " right" : " wrong"));
+    return el("li", { class: right === null ? null : right ? "right" : "wrong", title: about.join("; ") || null }, `${name}: ${said}`, sign);
   }));
 };
 

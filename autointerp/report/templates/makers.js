@@ -1,5 +1,5 @@
 // Elements and numbers. All text from the run is untrusted: it enters the page as text nodes and as the value of
-// `title`, never as markup. The three scripts are joined into one function (see build.py).
+// `title`, never as markup. The scripts are joined into one function (see build.py).
 
 const el = (tag, attributes, ...children) => {
   const node = document.createElement(tag);

@@ -18,10 +18,10 @@ window.__autointerp_add = (content) => {
     return;
   }
   if (content.head) head = content.head;
-  for (const [latent, group, density, max, text, status, more, values, controls] of content.rows) {
+  for (const [latent, group, density, max, text, status, more, values, controls, state] of content.rows) {
     const shown = text === null ? "" : text;
     entries.push({
-      at: entries.length, latent, group, density, max, text, status, more, values, controls,
+      at: entries.length, latent, group, density, max, text, status, more, values, controls, state,
       haystack: `${latent} ${shown}`.toLowerCase(),
     });
   }
@@ -48,6 +48,23 @@ const cardOf = async (entry) => {
   return waiting[shard][entry.at % head.per_shard];
 };
 
+// The first part of the index is enough to show the list as it stands in the tables. Whatever needs to see all latents
+// (a search, a filter, another order) asks for the rest, once.
+let asked = false;
+const loadRest = async () => {
+  if (asked || entries.length >= head.latents) return;
+  asked = true;
+  try {
+    for (let part = 1; entries.length < head.latents; part += 1) {
+      await load(numbered("index", part));
+      if (part % 8 === 0) apply(false);
+    }
+    apply(false);
+  } catch (error) {
+    notice(error.message);
+  }
+};
+
 const notice = (text) => {
   $("notice").textContent = text;
   $("notice").hidden = !text;
@@ -70,10 +87,14 @@ const sortKeys = () => [
 const visibleColumns = () =>
   head.columns.map((column, n) => ({ ...column, n })).filter((column) => column.primary || state.sort === `c${column.n}`);
 
+const plainOrder = () => state.search === "" && state.group === "" && state.sort === "latent" && !state.descending && !Object.keys(filters).length;
+
 const matching = () => {
+  if (!plainOrder()) loadRest();
+  const test = passes();
   const terms = state.search.toLowerCase().split(/\s+/).filter(Boolean);
   const found = entries.filter(
-    (entry) => (state.group === "" || entry.group === Number(state.group)) && terms.every((term) => entry.haystack.includes(term)),
+    (entry) => (state.group === "" || entry.group === Number(state.group)) && terms.every((term) => entry.haystack.includes(term)) && test(entry),
   );
   const key = (sortKeys().find(([name]) => name === state.sort) || sortKeys()[0])[2];
   const sign = state.descending ? -1 : 1;
@@ -143,14 +164,17 @@ const draw = () => {
       return card ? [entryRow(entry), card] : [entryRow(entry)];
     }),
   );
-  const left = rest.length - Math.min(state.limit, rest.length);
+  const all = plainOrder() ? head.latents - first.length : rest.length;
+  const left = all - Math.min(state.limit, rest.length);
   $("more").hidden = left === 0;
   $("more").textContent = `Show ${Math.min(PAGE * 4, left)} more of ${whole(left)}`;
-  const loading = entries.length < head.latents ? ", loading" : "";
+  const matches = plainOrder() ? head.latents : found.length;
+  const still = !plainOrder() && entries.length < head.latents ? ", loading" : "";
   const control = head.columns.some((column) => column.primary) ? " Small figures: control." : "";
-  $("count").textContent = `${whole(found.length)} of ${whole(head.latents)} latents${loading}.${control}`;
+  $("count").textContent = `${whole(matches)} of ${whole(head.latents)} latents${still}.${control}`;
   $("direction").textContent = state.descending ? "↓ descending" : "↑ ascending";
   $("sort").value = state.sort;
+  countFilters();
 };
 
 const setSort = (key, descending) => {
@@ -185,12 +209,19 @@ const toggle = async (entry, wanted) => {
 
 // ---- address --------------------------------------------------------------------------------------------------------
 
-// `#latent=17` opens a card, `#latent=17@1` that of the second SAE; `#search=`, `#sort=`, `#sae=` set the list.
+// `#latent=17` opens a card, `#latent=17@1` that of the second SAE; `#search=`, `#sort=`, `#sae=` and the
+// names of filters set the list.
 const recall = () => {
   const given = new URLSearchParams(location.hash.slice(1));
   state.search = given.get("search") || "";
   const sort = /^(.*?)(-desc)?$/.exec(given.get("sort") || "latent");
   Object.assign(state, { sort: sort[1], descending: Boolean(sort[2]), group: given.get("sae") || "", limit: PAGE });
+  for (const [name] of fields()) {
+    if (given.get(name)) filters[name] = given.get(name);
+    else delete filters[name];
+  }
+  showFilters();
+  if (Object.keys(filters).length) openFilters(true);
   state.targets = given.getAll("latent").map((target) => target.split("@"));
   $("search").value = state.search;
   $("group").value = state.group;
@@ -201,6 +232,7 @@ const remember = () => {
   if (state.search) parts.set("search", state.search);
   if (state.group !== "") parts.set("sae", state.group);
   if (state.sort !== "latent" || state.descending) parts.set("sort", state.sort + (state.descending ? "-desc" : ""));
+  for (const [name, text] of Object.entries(filters)) parts.set(name, text);
   for (const at of open.keys()) {
     parts.append("latent", entries[at].latent + (head.groups.length > 1 ? `@${entries[at].group}` : ""));
   }
@@ -217,6 +249,8 @@ const meet = () => {
 
 const apply = (scroll) => {
   const wanted = meet();
+  const found = (latent, group) => wanted.some((entry) => String(entry.latent) === latent && (group === undefined || String(entry.group) === group));
+  if (state.targets.some(([latent, group]) => !found(latent, group))) loadRest();
   draw();
   for (const entry of wanted) toggle(entry, true);
   const missing = entries.length >= head.latents ? state.targets.filter(([latent]) => !wanted.some((entry) => String(entry.latent) === latent)) : [];
@@ -229,15 +263,21 @@ const start = async () => {
   for (const [key, label] of sortKeys()) $("sort").append(el("option", { value: key }, label));
   $("group").append(el("option", { value: "" }, "all"), ...head.groups.map((label, n) => el("option", { value: String(n) }, label)));
   $("group-label").hidden = head.groups.length < 2;
+  buildFilters(() => {
+    state.limit = PAGE;
+    pinned = [];
+    draw();
+    remember();
+  });
   $("tools").hidden = false;
   recall();
   apply(true);
-  for (let part = 1; entries.length < head.latents; part += 1) {
-    await load(numbered("index", part));
-    apply(false);
-  }
   window.addEventListener("hashchange", () => {
-    if (location.hash === "#latents") return; // the skip link, not a state of the list
+    const place = document.getElementById(location.hash.slice(1));
+    if (place) { // a place on the page, not a state of the list
+      if (place.tagName === "DETAILS") place.open = true;
+      return;
+    }
     recall();
     apply(true);
   });
@@ -257,7 +297,16 @@ $("group").addEventListener("change", () => {
 });
 $("sort").addEventListener("change", () => setSort($("sort").value, $("sort").value !== "latent"));
 $("direction").addEventListener("click", () => setSort(state.sort, !state.descending));
+$("filter").addEventListener("click", () => openFilters($("filters").hidden));
+// A link to an SAE's details opens them even if the address has it already.
+document.addEventListener("click", (event) => {
+  const link = event.target.closest && event.target.closest('a[href^="#sae-"]');
+  const place = link && document.getElementById(link.getAttribute("href").slice(1));
+  if (place) place.open = true;
+});
+$("tools").addEventListener("focusin", () => loadRest());
 $("more").addEventListener("click", () => {
+  loadRest();
   state.limit += PAGE * 4;
   draw();
 });
