@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -32,6 +33,9 @@ def compare(
     windows: Annotated[
         bool, typer.Option("--windows", help="Say what of an interval comes from windows and what from latents.")
     ] = False,
+    similarity: Annotated[
+        bool, typer.Option("--similarity", help="Also match the latents of SAEs of one variant: layers, seeds.")
+    ] = False,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the tables. Default: comparison/ in the first run.")
     ] = None,
@@ -44,11 +48,13 @@ def compare(
     """
     from rich.console import Console
 
+    from autointerp.cli.doctor import printable
     from autointerp.pipeline.compare import comparison
 
     found = comparison(
         runs, _split(by), methods=_split(method), metrics=_split(metric), plan=plan,
-        allow_different=_split(allow_different), windows=windows, seed=seed or 0,
+        allow_different=_split(allow_different), windows=windows, similarity=similarity, seed=seed or 0,
+        say=lambda line: print(printable(line), file=sys.stderr, flush=True),
     )  # fmt: skip
     folder = out or found.folders[0] / "comparison"
     paths = found.write(folder)
@@ -69,7 +75,7 @@ def show(found: Comparison, console: Console) -> None:
         read = ("question", "method", "metric", "negatives", "a", "b", "shift", "p Holm", "verdict", "conclusion")
         columns = [column for column in found.columns("tests") if column.header in read]
         print_table(tests, columns, "Tests over all layers", console)
-    for name in ("resolvable", "plan"):
+    for name in ("resolvable", "plan", "distance"):
         if len(found.frame(name)):
             print_table(found.frame(name), found.columns(name), TABLES[name].title, console)
     for sentence in found.findings:

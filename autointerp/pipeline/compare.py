@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from autointerp.pipeline.gathering import Gathered, gather, labelled_like, laten
 from autointerp.stats import comparable
 from autointerp.stats.contrasts import contrasts
 from autointerp.stats.coverage import STATES
-from autointerp.stats.findings import findings, planned
+from autointerp.stats.findings import findings, layers_alike, planned
 from autointerp.stats.main_table import main_table
 from autointerp.stats.planning import plan_table, resolvable_table
 from autointerp.stats.repeats import agreement_table, ranking_table, variance_table
@@ -41,14 +41,16 @@ def compare(paths: Paths, by: Sequence[str] = BY, **options: Any) -> pd.DataFram
 
 def comparison(
     paths: Paths, by: Sequence[str] = BY, *, methods: Sequence[str] = (), metrics: Sequence[str] = (),
-    plan: float | None = None, allow_different: Sequence[str] = (), windows: bool = False, seed: int = 0,
+    plan: float | None = None, allow_different: Sequence[str] = (), windows: bool = False, similarity: bool = False,
+    seed: int = 0, say: Callable[[str], None] | None = None,
 ) -> Comparison:  # fmt: skip
     """All tables of a comparison of runs or studies that `paths` and globs name.
 
     by: columns of scores, or `variant` and `site` (`stats.variants.labelled`), that rows of the main table go by.
     methods, metrics: only these; default: the headline metrics of all methods. plan: also say what this difference of
     means would need. allow_different: factors of `stats.comparable.FACTORS` that may differ; they become caveats.
-    windows: draw windows again within latents as well, where each latent was judged once.
+    windows: draw windows again within latents as well, where each latent was judged once. similarity: also match the
+    latents of dictionaries of one variant, which takes seconds to minutes a pair; `say` is told of each.
 
     Raises:
         UserError: nothing to compare, a name that is not there, or what is not comparable (one line names it).
@@ -71,12 +73,24 @@ def comparison(
     agreement, resolvable = agreement_table(wanted, seed=seed), resolvable_table(wanted)
     wanted_plan = pd.DataFrame() if plan is None else plan_table(wanted, plan)
     said = findings(main, tests, variance, ranking, agreement, resolvable) + planned(wanted_plan)
+    alike, distance = _similarity(gathered.folders, seed, say) if similarity else (pd.DataFrame(), pd.DataFrame())
     return Comparison(
         main=main, tests=tests, variance=variance, ranking=ranking, agreement=agreement, resolvable=resolvable,
         plan=wanted_plan, dictionaries=_dictionaries(gathered, wanted, latents), cost=_cost(gathered), by=tuple(by),
-        folders=gathered.folders, findings=said,
+        folders=gathered.folders, findings=said + layers_alike(distance),
+        similarity=alike, distance=distance,
         caveats=caveats + comparable.crossed(own_of(wanted), by) + _caveats(gathered, own_of(wanted), by),
     )  # fmt: skip
+
+
+def _similarity(
+    folders: Sequence[Path], seed: int, say: Callable[[str], None] | None
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    # It reads the SAEs themselves: torch is loaded for nothing else here.
+    from autointerp.pipeline.similarity import by_distance, similarities
+
+    found = similarities(folders, seed=seed, say=say)
+    return found.table, by_distance(found.matches, seed=seed)
 
 
 def _judgements(gathered: Gathered) -> pd.DataFrame:

@@ -103,6 +103,24 @@ TABLES: dict[str, Table] = {
             "judgements"), *_text("status"),
         ),
     ),
+    "similarity": Table(
+        "How alike dictionaries of one variant are, over the shuffled match",
+        (
+            *_text("kind"), Column("variant", ("variant_a",), formats.text), *_numbers("layer_a", "layer_b", "seed_a",
+            "seed_b"), Column("cosine", ("value", "ci_low", "ci_high")), *_numbers("shuffled"),
+            Column("cosine - shuffled", ("difference", "difference_low", "difference_high")),
+            Column("over chance", ("over_chance", "over_chance_low", "over_chance_high")),
+            Column("above 0.7", ("share_above",), formats.share), Column("pairs", ("n_matched",)), *_text("status"),
+        ),
+    ),
+    "distance": Table(
+        "Are neighbouring layers more alike than distant ones?",
+        (
+            *_text("kind", "variant", "place", "seeds", "what", "steps", "anchor", "against"),
+            Column("excess", ("value", "ci_low", "ci_high")), Column("p", ("p",), formats.probability),
+            Column("SAEs", ("n_dictionaries",)), Column("latents", ("n_latents",)), *_text("status"),
+        ),
+    ),
     "dictionaries": Table(
         "What was compared",
         (
@@ -125,7 +143,8 @@ TABLES: dict[str, Table] = {
 class Comparison:
     """What `autointerp.comparison` returns: a DataFrame for each of TABLES, and what they say in words.
 
-    `plan` is empty without a wanted difference. `caveats` are what a reader has to know before the numbers.
+    `plan` is empty without a wanted difference, `similarity` and `distance` (docs/similarity.md) unless they were
+    asked for. `caveats` are what a reader has to know before the numbers.
     """
 
     main: pd.DataFrame
@@ -137,6 +156,8 @@ class Comparison:
     plan: pd.DataFrame
     dictionaries: pd.DataFrame
     cost: pd.DataFrame
+    similarity: pd.DataFrame = field(default_factory=pd.DataFrame)
+    distance: pd.DataFrame = field(default_factory=pd.DataFrame)
     by: tuple[str, ...] = ("variant", "layer")
     folders: tuple[Path, ...] = ()
     findings: list[str] = field(default_factory=list)

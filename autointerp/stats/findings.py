@@ -241,3 +241,28 @@ def _layers(n: float) -> str:
 def _listed(members: Sequence[str]) -> str:
     more = f"; and {len(members) - MANY} more in the table of tests" if len(members) > MANY else ""
     return "; ".join(members[:MANY]) + more
+
+
+def layers_alike(distance: pd.DataFrame) -> list[str]:
+    """Of the table `layers_apart.by_distance`, whether neighbouring layers are more alike than distant ones."""
+    if distance.empty:
+        return []
+    asked = distance[
+        (distance["what"] == "nearer - farther") & (distance["steps"] == "1 - 2+")
+        & (distance["anchor"] == "all") & (distance["against"] == "shuffled")
+    ]  # fmt: skip
+    said = []
+    for kind, rows in asked.groupby("kind", sort=True):
+        known = rows[rows["ci_low"].notna()]
+        if known.empty:
+            reasons = ", ".join(sorted(rows["status"].dropna().unique()))
+            said.append(f"Similarity by {kind}: too little to tell neighbouring layers from distant ones ({reasons}).")
+            continue
+        nearer, farther = (known["ci_low"] > 0).sum(), (known["ci_high"] < 0).sum()
+        said.append(
+            f"Similarity by {kind}: SAEs of neighbouring layers are more alike than those of distant ones, against the "
+            f"shuffled match (interval above 0), in {nearer} of {len(known)} variants"
+            + (f", and less alike in {farther}" if farther else "")
+            + f"; the difference of cosines is {_range(known['value'].min(), known['value'].max())}."
+        )
+    return said
