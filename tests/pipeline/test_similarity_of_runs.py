@@ -213,9 +213,9 @@ def test_explanations_are_embedded_by_the_local_encoder(layers: list[Path]) -> N
 
 
 def test_what_layers_say_is_said_in_words(layers: list[Path]) -> None:
-    by_decoder, by_text = layers_alike(by_distance(similarities(layers, embed=embed).matches))
-    assert "by decoder: SAEs of neighbouring layers are more alike" in by_decoder and "in 1 of 1 variants" in by_decoder
-    assert "by explanations" in by_text
+    said = layers_alike(by_distance(similarities(layers, embed=embed).matches))
+    assert "by decoder: SAEs of neighbouring layers are more alike" in said[0] and "in 1 of 1 variants" in said[0]
+    assert [line.split(":")[0].split()[-1] for line in said] == ["decoder", "explanations", "explanations_of_matched"]
 
 
 def test_compare_prints_and_writes_it(study: Path, tmp_path: Path, cli: Callable[..., Any]) -> None:
