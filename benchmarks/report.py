@@ -2,13 +2,16 @@
 
 Tables are synthetic: detection, embedding and surprisal with their shuffled controls on 40 judged windows a latent,
 40 windows of 32 tokens, explanations of usual length, and two steered texts. The limits are absolute, as the page is
-meant for a person who waits. The report is built in a process of its own, so that its memory is its own.
+meant for a person who waits. The report is built in a process of its own, so that its memory is its own. Where there
+is a Chromium, the page is opened from the disk, and searched and filtered by clicks and keys.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -28,6 +31,8 @@ WINDOWS, TOKENS, STEERED, AT_ONCE = 40, 32, 2, 2000
 WORDS = np.array(
     [" the", " river", " return", "ing", " self", ".", ",", "\n", " year", " 19", "84", "(", " x", ")", " counted"]
 )
+SEARCHED, LEAST = 42, 0.8
+"""Searched for in the explanations' texts; the least detection score filtered for."""
 FIRST_PAGE = ("index.html", "report.js", "index-000.js")
 
 
@@ -153,6 +158,45 @@ def measure(folder: Path) -> None:
     }))  # fmt: skip
 
 
+def in_the_browser(folder: Path, n: int) -> dict[str, float]:
+    """What the page complains of or loads from elsewhere, and by how many latents search and filter are wrong."""
+    sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "report"))
+    from browser import BROWSER, Browser
+
+    if BROWSER is None:
+        return {}
+    values = pq.read_table(folder / "scores.parquet", columns=["latent", "method", "metric", "control", "value"])
+    graded = values.to_pandas().query("method == 'detection' and metric == 'balanced_accuracy' and control == 'none'")
+    high = graded.loc[graded["value"] >= LEAST, "latent"]
+    # Numbers of latents are searched, too.
+    found = sum(latent % 97 == SEARCHED or str(SEARCHED) in str(latent) for latent in range(n))
+    wanted = {"search": found, "filter": len(high)}
+    tab = Browser(folder / "profile")
+    try:
+        began = time.perf_counter()
+        tab.open(folder / "report" / "index.html")
+        opened = time.perf_counter() - began
+        shown: dict[str, int] = {}
+        for name, selector, text in (("search", "#search", str(SEARCHED)), ("filter", "#f-c0-from", str(LEAST))):
+            if name == "filter":
+                tab.click("#filter")
+            tab.click(selector)
+            tab.type(text)
+            # All parts of the list have to arrive first; the count stands still once they have.
+            tab.until(f"document.getElementById('count').textContent.startsWith('{wanted[name]:,} of')")
+            count = str(tab.run("document.getElementById('count').textContent"))
+            shown[name] = int(re.sub(r"\D", "", count.split(" of ")[0]))
+            tab.run("document.getElementById('search').value = ''")
+            tab.run("document.getElementById('search').dispatchEvent(new Event('input'))")
+        elsewhere = [url for url in tab.requests if not url.startswith(("file:", "data:"))]
+        return {
+            "complaints": len(tab.complaints), "elsewhere": len(elsewhere), "seconds": opened,
+            "wrong": sum(abs(shown[name] - wanted[name]) for name in wanted),
+        }  # fmt: skip
+    finally:
+        tab.close()
+
+
 def main() -> None:
     made = parser(__doc__ or "")
     made.add_argument("--size", choices=SIZES, default="full", help="small: seconds instead of minutes")
@@ -166,6 +210,7 @@ def main() -> None:
     try:
         write_run(folder, n)
         found = in_process(__file__, "--measure", folder)
+        seen = in_the_browser(folder, n)
     finally:
         shutil.rmtree(folder)
     figures = Figures(
@@ -176,6 +221,11 @@ def main() -> None:
     figures.add("largest shard of cards, MB", found["shard"] / 1e6)
     figures.add("whole report, MB", found["all"] / 1e6)
     figures.add("peak memory, MB", found["memory"])
+    if seen:
+        figures.add("complaints in the console", seen["complaints"], 0.0)
+        figures.add("requests to elsewhere", seen["elsewhere"], 0.0)
+        figures.add("latents wrongly found or missed by search and filter", seen["wrong"], 0.0)
+        figures.add("seconds to open", seen["seconds"])
     figures.finish(arguments)
 
 

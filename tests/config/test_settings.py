@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from autointerp.config import RunSettings, resolve, to_yaml
+from autointerp.config import RunSettings, Section, resolve, to_yaml
 from autointerp.errors import UserError
 
 
@@ -137,7 +137,8 @@ def test_sources_are_left_as_they_are() -> None:
 
 
 def test_every_setting_is_documented() -> None:
-    sections = {"subject", "data", "sampling", "explain", "score", "train"}
+    sections = {name for name, value in RunSettings() if isinstance(value, Section)}
     models = [RunSettings, *(type(getattr(RunSettings(), name)) for name in sections)]
     fields = [(name, field) for model in models for name, field in model.model_fields.items() if name not in sections]
-    assert len(fields) > 30 and [name for name, field in fields if not field.description] == []
+    assert len(fields) > 30 and "study" in sections
+    assert [name for name, field in fields if not field.description] == []
