@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test test-peers test-vllm lint docs lock venv clean
+.PHONY: demo test test-peers test-slurm test-vllm lint docs lock venv clean
 
 demo: venv
 	$(BIN)/autointerp demo
@@ -17,6 +17,13 @@ demo: venv
 JOBS ?= 2
 test: venv
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+# Batch jobs on a real Slurm of this machine, which the tests start and end: slurm-wlm and munge from Debian, as root.
+test-slurm: venv
+	@command -v sbatch >/dev/null || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+		apt-get install -y -qq --no-install-recommends slurm-wlm munge; } >/dev/null 2>&1 || \
+		echo 'Slurm could not be installed (slurm-wlm, munge): its tests will be skipped and say so'
+	$(BIN)/python -m pytest -m slurm -rs tests/slurm
 
 # SAEs that we write, loaded by the programs whose formats these are. torch goes first and stays: see the constraint.
 PEERS_VENV ?= .venv-peers

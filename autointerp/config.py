@@ -14,6 +14,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from autointerp.errors import UserError
+from autointerp.slurm_settings import Slurm
 
 
 class Section(BaseModel):
@@ -107,9 +108,13 @@ class AskingSettings(Section):
     llm: str | None = None
     """Model that is asked."""
     base_url: str | None = None
-    """OpenAI-compatible server, e.g. http://127.0.0.1:8000/v1; several that serve one model, joined by commas."""
+    """OpenAI-compatible server, e.g. http://127.0.0.1:8000/v1; several that serve one model, joined by commas; or
+    servers:FOLDER, where servers announce themselves (servers: alone is the folder servers of the run)."""
     server: str | None = None
-    """Name of the server in the reply cache, where its address changes from job to job. Default: the address."""
+    """Name of the server in the reply cache, where its address changes from job to job. Default: the address; of
+    announced servers, the model."""
+    server_wait: float = Field(600.0, ge=0)
+    """Seconds to wait for a server to announce itself when none is left (base_url servers:FOLDER)."""
     max_concurrency: int = Field(16, ge=1)
     """Most requests in flight at a server; fewer while it refuses for load or is slow."""
     timeout: float = Field(120.0, gt=0)
@@ -233,6 +238,10 @@ class StudySettings(Section):
     """Scorers, of score.methods, that grade the first draw only: dear ones."""
 
 
+class SlurmSettings(Slurm, Section):
+    """What `autointerp submit` writes into its scripts."""
+
+
 class RunSettings(Section):
     """Everything that shapes a run."""
 
@@ -269,6 +278,7 @@ class RunSettings(Section):
     score: ScoreSettings = ScoreSettings()
     train: TrainSettings = TrainSettings()
     study: StudySettings = StudySettings()
+    slurm: SlurmSettings = SlurmSettings()
 
 
 def resolve(

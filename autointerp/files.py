@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,7 +46,8 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         DiskFull: there was no room for it; nothing of it is left.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Processes of two hosts may have one number.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
     try:
         with full_disk_named(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)

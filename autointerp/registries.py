@@ -18,7 +18,7 @@ SCORERS = Registry(
     }),
 )  # fmt: skip
 EXPLAINERS = Registry("explainer", "autointerp.explain", "autointerp.explainers")
-CLIENTS = Registry("client", "autointerp.clients", "autointerp.clients", exclude=frozenset({"fake_server"}))
+CLIENTS = Registry("client", "autointerp.clients", "autointerp.clients", exclude=frozenset({"fake_server", "announce"}))
 
 
 def member(registry: Registry, name: str) -> ModuleType:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -129,6 +129,22 @@ class Server(Protocol):
     def probes(self, features: frozenset[str]) -> list[Request]: ...
 
     async def close(self) -> None: ...
+
+
+@runtime_checkable
+class Gathering(Protocol):
+    """A `Server` that may be several, which come and go."""
+
+    patience: float | None
+    """Seconds for which one is waited for when none is there; None where there is nothing to wait for."""
+
+    async def ready(self, say: Callable[[str], None] = print) -> None:
+        """Return once one of them can be asked.
+
+        Raises:
+            ServerGone: there was none for that long.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)

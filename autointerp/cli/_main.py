@@ -29,7 +29,7 @@ app = typer.Typer(
 )
 
 OURS = ("sae", "scoring", "prompts")
-VERBS = ("collecting", "commands", "comparing", "costs", "exporting", "running", "showing", "training")
+VERBS = ("collecting", "commands", "comparing", "costs", "exporting", "running", "showing", "submitting", "training")
 """Modules of this package that register verbs."""
 TOLD_TO_END = (signal.SIGTERM, signal.SIGUSR1)
 """Flush and end: what batch systems send before they kill."""

@@ -33,6 +33,11 @@ def cost(
         typer.Option(help="Prompt and completion tokens a second of your own server's GPU, e.g. 8000,1200: gives its "
                      "hours."),
     ] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(help="Say what fits, e.g. 8xH100,hours=24,tokens_per_second=5000; speeds that are not given are "
+                     "assumed, and said to be."),
+    ] = None,
     write: Annotated[Path | None, typer.Option("--json", help="Also write the figures here.")] = None,
     out: options.Out = None, seed: options.Seed = None, device: options.Device = None, dtype: options.Dtype = None,
     config: options.Config = None, sets: options.Set = None, quiet: options.Quiet = False, plain: options.Plain = False,
@@ -56,13 +61,13 @@ def cost(
     stages = ("explain",) if method == "" else ("explain", "score")
     base = earlier_settings(run, None, None) if run else None
     show_cost(flags, config=config, sets=sets, base=base, stages=stages, quiet=quiet, plain=plain, speed=speed,
-              write=write)  # fmt: skip
+              write=write, cluster=cluster)  # fmt: skip
 
 
 def show_cost(
     flags: Mapping[str, Any], *, config: Path | None, sets: list[str] | None, stages: Iterable[str],
     base: Mapping[str, Any] | None = None, quiet: bool = False, plain: bool = False, speed: str | None = None,
-    write: Path | None = None,
+    write: Path | None = None, cluster: str | None = None,
 ) -> None:  # fmt: skip
     """Estimate and print.
 
@@ -70,13 +75,17 @@ def show_cost(
         UserError: bad input, as the job itself would find it.
     """
     from autointerp.cli.commands import make_session
+    from autointerp.cli.doctor import printable
+    from autointerp.pipeline.cluster import Cluster, fits
     from autointerp.pipeline.cost import estimate
 
-    speeds = _speeds(speed)
+    speeds, machines = _speeds(speed), Cluster.parse(cluster) if cluster is not None else None
     session = make_session(flags, config=config, sets=sets, base=base, quiet=quiet, plain=plain)
     session.check()
     found = estimate(session, stages)
     _print(found, speeds)
+    for line in fits(found.stages, machines) if machines is not None else ():
+        print(printable(line))
     if write is not None:
         from autointerp.files import write_json
 

@@ -44,6 +44,7 @@ def run(
 
     from autointerp.cli.commands import words
     from autointerp.config import resolve
+    from autointerp.jobs.element import element
     from autointerp.pipeline.names import run_name
     from autointerp.pipeline.study import STAGES, Study
     from autointerp.progress import Reporter
@@ -72,7 +73,8 @@ def run(
     stages = STAGES if only is None else (only,)
     if only is not None and only not in STAGES:
         raise UserError(f"--only '{only}' is no stage: {', '.join(STAGES)}")
-    cells = study(fresh=fresh, stages=stages, shard=share)
+    with element(folder, only or "all", settings, share):
+        cells = study(fresh=fresh, stages=stages, shard=share)
     if share.whole and "score" in stages:
         _finish(folder, len(cells))
     else:
@@ -90,13 +92,15 @@ def merge(
     Nothing is asked of a language model.
     """
     from autointerp.config import resolve
+    from autointerp.jobs.element import element
     from autointerp.pipeline.study import Study
     from autointerp.progress import Reporter
 
     if not (run / "config.yaml").is_file():
         raise UserError(f"no run in '{run}': config.yaml is missing")
     settings = resolve({"out": str(run)}, config=run / "config.yaml", environ={})
-    cells = Study(settings, run, Reporter(plain=plain, quiet=quiet)).merge(partial=partial)
+    with element(run, "merge", settings):
+        cells = Study(settings, run, Reporter(plain=plain, quiet=quiet)).merge(partial=partial)
     _finish(run, len(cells))
 
 

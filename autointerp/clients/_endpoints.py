@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -28,13 +28,17 @@ class Endpoint(Generic[Connection]):
     failures: int = 0
     """Times in a row that it could not be reached."""
     back_at: float = 0.0
+    unproven: bool = False
+    """It takes no request before it has passed a health check."""
+    doubted: bool = False
+    """It did something that a dying server does: it is looked at, and goes on meanwhile."""
 
 
 class Endpoints(Generic[Connection]):
     """`clock` gives seconds."""
 
     def __init__(
-        self, connections: Sequence[tuple[str, Connection]], clock: Callable[[], float] = time.monotonic
+        self, connections: Iterable[tuple[str, Connection]], clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.all = [Endpoint(url, connection) for url, connection in connections]
         self._clock = clock
@@ -43,8 +47,7 @@ class Endpoints(Generic[Connection]):
         """For a request that begins like this; the caller counts `in_flight`."""
         if len(self.all) == 1:
             return self.all[0]
-        now = self._clock()
-        alive = [endpoint for endpoint in self.all if endpoint.back_at <= now]
+        alive = self.alive
         if not alive:
             return min(self.all, key=lambda endpoint: endpoint.back_at)
         most = SLACK * (1 + sum(endpoint.in_flight for endpoint in alive)) / len(alive)
@@ -65,10 +68,20 @@ class Endpoints(Generic[Connection]):
     def reached(self, endpoint: Endpoint[Connection]) -> None:
         endpoint.failures, endpoint.back_at = 0, 0.0
 
+    async def ready(self, say: Callable[[str], None]) -> None:
+        """Return once an address can be asked; fixed ones are not waited for here."""
+
+    async def leave(self) -> list[Connection]:
+        """All connections, to be closed."""
+        return [endpoint.connection for endpoint in self.all]
+
+    @property
+    def alive(self) -> list[Endpoint[Connection]]:
+        return [endpoint for endpoint in self.all if not endpoint.unproven and endpoint.back_at <= self._clock()]
+
     @property
     def any_alive(self) -> bool:
-        now = self._clock()
-        return any(endpoint.back_at <= now for endpoint in self.all)
+        return bool(self.alive)
 
 
 def _weight(url: str, beginning: str) -> bytes:

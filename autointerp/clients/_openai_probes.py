@@ -168,7 +168,9 @@ PROBES: dict[str, Callable[[OpenAIClient], Awaitable[Finding]]] = {
 
 async def _ask(client: OpenAIClient, request: Chat | Choice | Likelihood) -> tuple[Reply, bool]:
     """The reply, and whether nothing will work."""
-    for _ in range(TRIES):
+    # Of announced servers, one may go with the request in hand, and its like be found gone.
+    for _ in range(TRIES if client.patience is None else 2 * TRIES):
+        await client.ready()
         attempt = await client.attempt(request)
         if not attempt.retry:
             break

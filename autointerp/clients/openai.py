@@ -10,10 +10,12 @@ import asyncio
 import os
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from autointerp.clients._announced import Array, folder_in
 from autointerp.clients._endpoints import Endpoint, Endpoints
 from autointerp.clients._keys import find_key, forget_locals, is_under, redactor, shown, without_likenesses
 from autointerp.clients._openai_batches import BatchAPI, error_said
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
+OWN_SERVER = "http://localhost"
+"""What keys are looked up for where addresses are not known yet."""
 
 TOP_LOGPROBS = 20
 """The most alternatives that OpenAI and vLLM give."""
@@ -37,10 +41,12 @@ KNOWN_PROMPTS = 64
 class OpenAIClient:
     """`Server` with `/chat/completions`, `/completions` and `/embeddings`.
 
-    `base_url` is one address, or several that serve the same model, joined by commas. `timeout` is in seconds and
-    holds for one attempt. `identity` names the server in the reply cache where its address changes; by default it is
-    the first address. With `schemas=False` JSON schemas are not sent, for servers that do not know them. `room` is the
-    tokens that a chat may take beyond its `max_tokens`, for models that think before they answer.
+    `base_url` is one address, or several that serve the same model, joined by commas, or `servers:FOLDER`: those that
+    announce themselves in a folder, for which `server_wait` seconds are waited while there is none. `timeout` is in
+    seconds and holds for one attempt. `identity` names the server in the reply cache where its address changes; by
+    default it is the first address, and of announced servers the model. With `schemas=False` JSON schemas are not
+    sent, for servers that do not know them. `room` is the tokens that a chat may take beyond its `max_tokens`, for
+    models that think before they answer.
 
     A model that takes no temperature, or knows the limit of an answer by its other name, is asked as it wants it after
     it has said so once.
@@ -61,6 +67,7 @@ class OpenAIClient:
         identity: str | None = None,
         schemas: bool = True,
         room: int = 0,
+        server_wait: float = 600.0,
     ) -> None:
         if max_concurrency < 1 or timeout <= 0:
             raise UserError(
@@ -68,29 +75,41 @@ class OpenAIClient:
                 "they have to be at least 1 and above 0"
             )
         given = base_url or os.environ.get("OPENAI_BASE_URL") or DEFAULT_BASE_URL
-        urls = list(dict.fromkeys(url.strip() for url in given.split(",") if url.strip()))
+        self.folder = folder_in(given)
+        """Where its servers announce themselves, if they do."""
+        self.patience = None if self.folder is None else server_wait
+        urls = list(dict.fromkeys(url.strip() for url in given.split(",") if url.strip() and self.folder is None))
         self.model, self.concurrency, self.timeout, self.schemas = model, max_concurrency, timeout, schemas
-        self.urls = [shown(url) for url in urls] or [shown(given)]
+        self.urls = [given] if self.folder is not None else [shown(url) for url in urls] or [shown(given)]
         self.price_url = self.urls[0]
+        named = identity or (self.urls[0] if self.folder is None else model)
         # Without schemas the same request is answered otherwise.
-        self.identity = (identity or self.urls[0]) + ("" if schemas else " without schemas")
+        self.identity = named + ("" if schemas else " without schemas")
         self.room = room
         if room:
             self.identity += f" with room {room}"
-        keys = [find_key(url) for url in urls]
+        # Announced servers are a user's own.
+        keys = [find_key(url) for url in urls or [OWN_SERVER]]
         self._key_name = keys[0][0]
         self._redact = redactor(key for _, key in keys)
-        openai_own = is_under(urlsplit(urls[0]).hostname or "", "openai.com")
+        openai_own = is_under(urlsplit(self.urls[0]).hostname or "", "openai.com")
         self._manner = Manner("max_completion_tokens" if openai_own else "max_tokens")
 
         # Imported here because it takes 0.7 s, which `autointerp --help` must not pay.
         import openai
 
         self._openai = openai
+
+        def connect(url: str, key: str = keys[0][1]) -> AsyncOpenAI:
+            return _sdk(url, key, timeout, max_concurrency)
+
+        def endpoints() -> Endpoints[AsyncOpenAI]:
+            if self.folder is not None:
+                return Array(self.folder, model, server_wait, connect, self._healthy)
+            return Endpoints((shown(url), connect(url, key)) for url, (_, key) in zip(urls, keys, strict=True))
+
         # Keys live in a closure, not in an attribute, so that no repr or traceback with locals can show them.
-        self._connect: Callable[[], list[tuple[str, AsyncOpenAI]]] = lambda: [
-            (shown(url), _sdk(url, key, timeout, max_concurrency)) for url, (_, key) in zip(urls, keys, strict=True)
-        ]
+        self._connect = endpoints
         self._loop: asyncio.AbstractEventLoop | None = None
         self._senders: dict[type, Callable[[AsyncOpenAI, Any], Awaitable[Reply]]] = {
             Chat: self._simple,
@@ -105,12 +124,22 @@ class OpenAIClient:
     def __repr__(self) -> str:
         return f"OpenAIClient(model={self.model!r}, base_url={','.join(self.urls)!r})"
 
+    async def ready(self, say: Callable[[str], None] = print) -> None:
+        """Return once one of its servers can be asked; where they are no announced ones, at once.
+
+        Raises:
+            ServerGone: for `patience` seconds there was none.
+        """
+        await self.endpoints.ready(say)
+
     async def attempt(self, request: Request) -> Attempt:
         """One try at one address. Never raises."""
         send = self._senders.get(type(request))
         if send is None:
             message = f"the openai client cannot answer {type(request).__name__} requests"
             return Attempt(Failure("error", message), charged=False)
+        if not self.endpoints.all:
+            return Attempt(Failure("unreachable", f"no server in '{self.folder}'"), retry=True, charged=False)
         endpoint, learnt = self.endpoints.pick(_beginning(request)), self._manner.learnt
         endpoint.in_flight += 1
         try:
@@ -153,7 +182,13 @@ class OpenAIClient:
         return at_most(features)
 
     def batches(self) -> BatchAPI:
-        """The batch API of the first address."""
+        """The batch API of the first address.
+
+        Raises:
+            UserError: its servers are announced ones, which have none.
+        """
+        if self.folder is not None:
+            raise UserError(f"--batch is OpenAI's; the servers in '{self.folder}' are asked without it")
         return BatchAPI(self.endpoints.all[0].connection)
 
     def failed_line(self, status: int, body: object) -> Failure:
@@ -165,8 +200,8 @@ class OpenAIClient:
         """Close the connections. The client can be used again afterwards."""
         # Connections of a loop that is gone went with it; closing them from another would raise.
         if self._loop is asyncio.get_running_loop():
-            for endpoint in self._endpoints.all:
-                await endpoint.connection.close()
+            for connection in await self._endpoints.leave():
+                await connection.close()
         self._loop = None
 
     @property
@@ -175,7 +210,7 @@ class OpenAIClient:
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
             self._loop = loop
-            self._endpoints = Endpoints(self._connect())
+            self._endpoints = self._connect()
         return self._endpoints
 
     def written(self, request: Chat | Choice | Embed) -> tuple[str, dict[str, Any]]:
@@ -202,6 +237,13 @@ class OpenAIClient:
         if isinstance(request, Embed):
             return read_embedding(payload)
         return read_chat(payload) if isinstance(request, Chat) else read_choice(payload, request.choices)
+
+    async def _healthy(self, sdk: AsyncOpenAI) -> bool:
+        """Whether a server is well, and serves this model. vLLM's `/health` also fails when its engine has died."""
+        with suppress(self._openai.NotFoundError):
+            await sdk.get(_beside_v1(sdk, "health"), cast_to=object)
+        listed = at(await sdk.get("/models", cast_to=object), "data")
+        return isinstance(listed, list) and any(at(entry, "id") == self.model for entry in listed)
 
     async def _simple(self, sdk: AsyncOpenAI, request: Chat | Choice | Embed) -> Reply:
         path, body = self.written(request)
@@ -243,7 +285,7 @@ class OpenAIClient:
         """Token ids by vLLM's endpoint, which stands beside `/v1`; none where there is no such endpoint."""
         if not self._can_tokenise:
             return []
-        url = str(sdk.base_url).rstrip("/").removesuffix("/v1") + "/tokenize"
+        url = _beside_v1(sdk, "tokenize")
         body = {"model": self.model, "prompt": text, "add_special_tokens": special}
         try:
             found = at(await _post(sdk, url, body), "tokens")
@@ -257,12 +299,14 @@ class OpenAIClient:
         sdk, url = self._openai, endpoint.url
         if isinstance(error, sdk.APIStatusError):
             self.endpoints.reached(endpoint)
+            endpoint.doubted = error.status_code >= 500
             return explained(error, url, self.model, self._key_name, self._manner, learnt)
         cause = error.__cause__ or error
         if isinstance(error, sdk.APIConnectionError) and (
             type(cause).__name__ in NEVER_CONNECTED or not isinstance(error, sdk.APITimeoutError)
         ):
             unseen = type(cause).__name__ in NEVER_CONNECTED
+            endpoint.doubted = True
             if unseen:
                 self.endpoints.lost(endpoint)
             why = f"{type(cause).__name__}: {cause}. Is the server up, and the base URL right?"
@@ -271,6 +315,7 @@ class OpenAIClient:
             failure = Failure("unreachable", f"no answer from {url}: {why}")
             return Attempt(failure, retry=True, after=elsewhere, charged=False if unseen else None)
         if isinstance(error, (sdk.APITimeoutError, TimeoutError)):
+            endpoint.doubted = True
             failure = Failure("timeout", f"{url} did not answer in time; allow more, or lower --max-concurrency")
             return Attempt(failure, retry=True, pressed=True, charged=None)
         # JSON that breaks off is a fault of the way; anything else would go wrong again.
@@ -280,12 +325,12 @@ class OpenAIClient:
         return Attempt(failure, retry=broken, charged=None if broken else False)
 
 
-TAKES = ("base_url", "max_concurrency", "timeout", "identity", "schemas", "room")
+TAKES = ("base_url", "max_concurrency", "timeout", "identity", "schemas", "room", "server_wait")
 """Settings of a run that `create` takes."""
 
 
 def create(model: str, *, base_url: str | None = None, max_concurrency: int = 16, **options: Any) -> OpenAIClient:
-    """The registry's door. `options`: `timeout` (seconds), `identity`, `schemas`, `room`."""
+    """The registry's door. `options`: `timeout` (seconds), `identity`, `schemas`, `room`, `server_wait` (seconds)."""
     return OpenAIClient(model, base_url=base_url, max_concurrency=max_concurrency, **options)
 
 
@@ -297,6 +342,11 @@ def _sdk(url: str, key: str, timeout: float, connections: int) -> AsyncOpenAI:
     waits = openai.Timeout(timeout, connect=min(10.0, timeout), pool=None)
     http = openai.DefaultAioHttpClient(timeout=waits, limits=limits)
     return openai.AsyncOpenAI(api_key=key, base_url=url, timeout=waits, max_retries=0, http_client=http)
+
+
+def _beside_v1(sdk: AsyncOpenAI, name: str) -> str:
+    """vLLM has some endpoints beside `/v1`."""
+    return str(sdk.base_url).rstrip("/").removesuffix("/v1") + f"/{name}"
 
 
 async def _post(sdk: AsyncOpenAI, path: str, body: Mapping[str, Any]) -> object:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -21,7 +21,7 @@ from autointerp.engine.limit import AdaptiveLimit
 from autointerp.engine.order import grouped
 from autointerp.engine.replies import key_of
 from autointerp.errors import AutointerpError, DiskFull, ServerGone
-from autointerp.types import Attempt, Server
+from autointerp.types import Attempt, Gathering, Server
 from prompts.requests import Chat, ChatReply, Failure, Reply, Request
 from prompts.schemas import obeying
 
@@ -41,10 +41,15 @@ class Sender(Protocol):
 
 
 class ServerSender:
-    """`retries` further tries follow one that may fare better. `account` may be shared between servers."""
+    """`retries` further tries follow one that may fare better. `account` may be shared between servers. `say` is told
+    when a server is waited for."""
 
-    def __init__(self, server: Server, account: Account, *, retries: int = 5, timeout: float = 120.0) -> None:
-        self.server, self.account, self.retries = server, account, retries
+    def __init__(
+        self, server: Server, account: Account, *, retries: int = 5, timeout: float = 120.0,
+        say: Callable[[str], None] = print,
+    ) -> None:  # fmt: skip
+        self.server, self.account, self.retries, self._say = server, account, retries, say
+        self._gathering = server if isinstance(server, Gathering) and server.patience is not None else None
         self.limit = AdaptiveLimit(server.concurrency, timeout)
         self.units = server.concurrency
         self._flying: dict[str, asyncio.Future[Reply]] = {}
@@ -113,10 +118,18 @@ class ServerSender:
             del self._flying[key]
 
     async def _send(self, request: Request, stage: str, key: str) -> Reply:
-        attempt = await self._try(request, stage, key, 0)
+        attempt = await self._try_somewhere(request, stage, key, 0)
         if attempt.retry and self.retries:
             attempt = await self._try_again(request, stage, key, attempt)
         return attempt.reply
+
+    async def _try_somewhere(self, request: Request, stage: str, key: str, earlier: int) -> Attempt:
+        """One try that a server has seen. Of servers that come and go, one that is gone takes no try away; one that
+        goes with the request in hand does, or a request that kills servers would kill all of them."""
+        attempt = await self._try(request, stage, key, earlier)
+        while self._gathering is not None and unreachable(attempt.reply) and attempt.charged is False:
+            attempt = await self._try(request, stage, key, earlier, again=True)
+        return attempt
 
     async def _try_again(self, request: Request, stage: str, key: str, first: Attempt) -> Attempt:
         await asyncio.sleep(_pause(1, first))
@@ -129,18 +142,19 @@ class ServerSender:
         async def again() -> Attempt:
             nonlocal made
             made += 1
-            return await self._try(request, stage, key, made)
+            return await self._try_somewhere(request, stage, key, made)
 
         attempt: Attempt = await retrying(again)
         return attempt
 
-    async def _try(self, request: Request, stage: str, key: str, earlier: int) -> Attempt:
-        """One try, after so many earlier ones."""
-        last, retry = earlier == self.retries, earlier > 0
+    async def _try(self, request: Request, stage: str, key: str, earlier: int, *, again: bool = False) -> Attempt:
+        """One try, after so many earlier ones; `again` says that this one was made before and found nobody."""
+        last, retry = earlier == self.retries, earlier > 0 or again
         entered = await self.limit.enter()
         pressed, began = False, time.perf_counter()
         try:
             self._check()
+            await self._ready()
             held = await self.account.reserve(self.server, request)
             try:
                 self._check()
@@ -173,6 +187,16 @@ class ServerSender:
         finally:
             self.limit.leave(entered, pressed=pressed)
 
+    async def _ready(self) -> None:
+        """Wait for a server, where they come and go; before anything is reserved for the request."""
+        if self._gathering is None:
+            return
+        try:
+            await self._gathering.ready(self._say)
+        except ServerGone as gone:
+            self._over = gone
+            raise
+
     def _check(self) -> None:
         if self._over is not None:
             raise self._over
@@ -196,6 +220,8 @@ class ServerSender:
         elif self._lost_at is None:
             self._lost_at = now
         patience = sum(_longest(n) for n in range(1, self.retries + 1)) / 2
+        if self._gathering is not None:
+            patience += self._gathering.patience or 0.0
         if attempt.stop or (self._lost_at is not None and now - self._lost_at > patience):
             said = reply.message if isinstance(reply, Failure) else "the server is gone"
             self._over = ServerGone(f"{said}. What was finished is kept: mend it, and run the same command again")

@@ -15,6 +15,11 @@ from pathlib import Path
 from autointerp.config import RunSettings, StudySettings
 
 CELLS, STORES = "cells", "store"
+FINISHED, DICTIONARIES = "finished.json", "dictionaries.json"
+CHOSEN = "chosen.json"
+"""The latents of a run, so that others can be about the same."""
+OF_DICTIONARIES = {"sae", "null", "seed", "subject", "data", "train", "study"}
+"""Settings that say which dictionaries there are."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,11 @@ class Cell:
     """Run folder whose latents this cell is about as well."""
     explanations_of: Path | None = None
     """Run folder whose explanations another judge grades here."""
+
+
+def none_live(cell: Cell) -> bool:
+    """Its latents are known, and none was chosen."""
+    return (cell.folder / "latents.parquet").is_file() and not (cell.folder / CHOSEN).is_file()
 
 
 def cells_of(settings: RunSettings, dictionaries: Sequence[Dictionary], out: Path) -> list[Cell]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from autointerp.clients._announced import SCHEME
 from autointerp.clients.hf import HFClient
 from autointerp.config import AskingSettings, ScoreSettings
 from autointerp.engine.account import Account
@@ -24,10 +25,12 @@ from autointerp.registries import CLIENTS, member
 from autointerp.subject.effects import EffectsClient
 from autointerp.subject.load import load_subject
 from autointerp.subject.steer import SteerClient
-from autointerp.types import Client, Finding, Server
+from autointerp.types import Client, Finding, Gathering, Server
 from prompts.requests import Chat, Choice, Effects, Embed, Likelihood, Request, Steer, fingerprint
 
 API_EMBEDDER = "openai:"
+SERVERS = "servers"
+"""Folder of a run where servers announce themselves."""
 
 FEATURES: dict[type, tuple[str, ...]] = {
     Chat: ("chat", "schema", "context"),
@@ -94,6 +97,8 @@ class Asked:
 
             async def probe(server: Server = server, features: frozenset[str] = frozenset(features)) -> list[Finding]:
                 try:
+                    if isinstance(server, Gathering):
+                        await server.ready(self.say)
                     return await server.probe(features)
                 finally:
                     await server.close()
@@ -144,7 +149,8 @@ class Asked:
             return LocalSender(client, account)
         if self.batch_folder is not None:
             return BatchSender(client, account, self.batch_folder, say=self.say)
-        return ServerSender(client, account, retries=self.settings.retries, timeout=self.settings.timeout)
+        retries, timeout = self.settings.retries, self.settings.timeout
+        return ServerSender(client, account, retries=retries, timeout=timeout, say=self.say)
 
 
 def asked_of(
@@ -188,9 +194,9 @@ def chat_client(session: Session, asked: AskingSettings) -> Client | Server:
             f"no model for the client '{asked.client}': name one with --llm (to explain) or --scorer-llm (to judge)"
         )
     offered = {
-        "base_url": asked.base_url, "max_concurrency": asked.max_concurrency, "timeout": asked.timeout,
-        "identity": asked.server, "schemas": asked.schemas, "room": asked.room, "device": subject.device,
-        "dtype": subject.dtype,
+        "base_url": address(session, asked), "max_concurrency": asked.max_concurrency, "timeout": asked.timeout,
+        "identity": asked.server, "schemas": asked.schemas, "room": asked.room, "server_wait": asked.server_wait,
+        "device": subject.device, "dtype": subject.dtype,
     }  # fmt: skip
     options = {name: offered[name] for name in getattr(module, "TAKES", ())} | asked.client_options
     known = fingerprint([asked.client, llm, options])
@@ -207,6 +213,11 @@ def chat_client(session: Session, asked: AskingSettings) -> Client | Server:
     return session.models.chat_clients[known]
 
 
+def address(session: Session, asked: AskingSettings) -> str | None:
+    """The base URL, or the folder where servers announce themselves: `servers:` alone is that of the run."""
+    return f"{SCHEME}{session.run.books / SERVERS}" if asked.base_url == SCHEME else asked.base_url
+
+
 def embedder(session: Session) -> Client | Server:
     settings = session.settings.score
     name = settings.embedder
@@ -214,8 +225,8 @@ def embedder(session: Session) -> Client | Server:
         from autointerp.clients.openai import OpenAIClient
 
         return OpenAIClient(
-            name.removeprefix(API_EMBEDDER), settings.base_url, settings.max_concurrency, settings.timeout,
-            settings.server,
+            name.removeprefix(API_EMBEDDER), address(session, settings), settings.max_concurrency, settings.timeout,
+            settings.server, server_wait=settings.server_wait,
         )  # fmt: skip
     return session.models.encoder(name or str(demo_embedder()), session.settings.subject.device)
 

@@ -212,10 +212,12 @@ def counted(request: Request, count: Callable[[str], int]) -> tuple[int, tuple[i
 
 def _who(session: Session, settings: AskingSettings) -> Callable[[Request], tuple[str, str] | None]:
     """The model and the address that a request would go to; None for a model in this process."""
+    from autointerp.clients._announced import SCHEME
     from autointerp.clients._keys import shown
     from autointerp.clients.openai import DEFAULT_BASE_URL
 
-    url = shown((settings.base_url or DEFAULT_BASE_URL).split(",")[0])
+    given = settings.base_url or DEFAULT_BASE_URL
+    url = given if given.startswith(SCHEME) else shown(given.split(",")[0])
     embedder = session.settings.score.embedder or ""
     by_client = isinstance(settings, ScoreSettings) and settings.likelihoods == "client"
 

@@ -13,6 +13,7 @@ from autointerp.engine.drive import Finished
 from autointerp.engine.ledger import Ledger, work_key
 from autointerp.explain._proposal import Proposal
 from autointerp.files import write_json
+from autointerp.pipeline.cells import CHOSEN
 from autointerp.pipeline.clients import Asked, asked_of
 from autointerp.pipeline.latents import choose, parse, states, targets, write_latents
 from autointerp.pipeline.rows import failure_rows
@@ -26,8 +27,6 @@ from prompts.requests import Effects, fingerprint
 from scoring.types import Window
 
 STAGE = "explain"
-CHOSEN = "chosen.json"
-"""The latents of a run, so that others can be about the same."""
 
 
 Prepared = tuple[ModuleType, Any, Asked]
@@ -41,7 +40,7 @@ def explain(session: Session, prepared: Prepared, *, retry_failed: bool = False)
     """
     explainer, config, asked = prepared
     session.run.account.cache.again = retry_failed
-    state, counts = states(session)
+    state, counts = states(session, keep=True)
     if session.run.shard.index == 0 or not (session.run.folder / "latents.parquet").is_file():
         write_latents(session, state, counts)
     latents = choose(session, state)
@@ -49,11 +48,11 @@ def explain(session: Session, prepared: Prepared, *, retry_failed: bool = False)
     poles = targets(session, latents)
     session.run.keep_prompts(explainer.TEMPLATES)
     model = asked.model
-    prompt_sha = render.joint_sha(explainer.TEMPLATES)
+    prompt_sha, weights = render.joint_sha(explainer.TEMPLATES), asked.weights
     keys = {
         (latent, pole): work_key(
             STAGE, latent=latent, pole=pole, explainer=explainer.NAME, config=config, model=model,
-            weights=asked.weights, prompt=prompt_sha, sampling=session.sampling_sha,
+            weights=weights, prompt=prompt_sha, sampling=session.sampling_sha,
         )
         for latent, pole in poles
     }  # fmt: skip

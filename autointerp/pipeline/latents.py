@@ -10,16 +10,22 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from autointerp.errors import NoLatents, UserError
+from autointerp.files import read_array, write_array
 from autointerp.pipeline.session import Session
 from autointerp.seeds import generator
 from autointerp.tables.parts import write_final
 from sae.metrics import DENSE
 
 
-def states(session: Session) -> tuple[NDArray[np.str_], NDArray[np.int64]]:
-    """State of every latent (`live`, `rare`, `dead`, `dense`) and its activating windows on the poorer side."""
-    counts = session.sampler.window_counts()
-    store = session.store
+def states(session: Session, *, keep: bool = False) -> tuple[NDArray[np.str_], NDArray[np.int64]]:
+    """State of every latent (`live`, `rare`, `dead`, `dense`) and its activating windows on the poorer side.
+
+    Counting windows takes a pass over the whole store; with `keep`, shards that come later need not make it again.
+    """
+    store, kept = session.store, session.run.folder / "work" / f"window_counts-{session.sampling_sha}.npy"
+    counts: NDArray[np.int64] = np.array(read_array(kept)) if kept.is_file() else session.sampler.window_counts()
+    if keep and not kept.is_file():
+        write_array(kept, counts)
     density = store.n_fired / max(1, store.n_tokens)
     state = np.full(store.n_latents, "live", dtype="<U5")
     state[counts < session.settings.sampling.min_windows] = "rare"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from autointerp.clients.encoder import EncoderClient
@@ -21,13 +22,18 @@ class Models:
     _encoders: dict[tuple[str, str], EncoderClient] = field(default_factory=dict, repr=False)
 
     def subject(
-        self, name: str, how: SubjectSettings, random_seed: int | None = None, *, device: str | None = None
-    ) -> SubjectModel:
-        """`device`, where it is not the one of the settings (a process of several); DEMO names the demo's model."""
+        self, name: str, how: SubjectSettings, random_seed: int | None = None, *, device: str | None = None,
+        say: Callable[[str], None] | None = None,
+    ) -> SubjectModel:  # fmt: skip
+        """`device`, where it is not the one of the settings (a process of several); DEMO names the demo's model. `say`
+        is told when it has to be loaded."""
+        told = f"loading {name}{' with random weights' if random_seed is not None else ''}"
         name = str(demo_subject()) if name == DEMO else name
         where = device or how.device
         key = (name, where, how.dtype, random_seed)
         if key not in self._subjects:
+            if say:
+                say(told)
             self._subjects[key] = load_subject(name, device=where, dtype=how.dtype, random_seed=random_seed)
         return self._subjects[key]
 

@@ -111,8 +111,9 @@ class Run:
             write_text(self.folder / "prompts" / f"{name}.jinja", render.source(name))
 
     def select(self, stage: str, keys: list[str]) -> None:
-        """These units are the stage's current result; final tables are made of what is selected."""
-        write_json(self.folder / "selected" / f"{stage}.json", sorted(keys))
+        """These units are the stage's current result; final tables are made of what is selected. Their order is that
+        in which shards divide them."""
+        write_json(self.folder / "selected" / f"{stage}.json", keys)
 
     def selected(self, stage: str) -> set[str]:
         path = self.folder / "selected" / f"{stage}.json"

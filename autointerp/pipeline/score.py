@@ -97,7 +97,7 @@ def score(session: Session, prepared: Prepared, *, fresh: bool = False, retry_fa
     for each in plans:
         todo, total = each.todo, len(each.mine & set(each.told))
         session.run.keep_prompts(each.scorer.TEMPLATES)
-        session.run.select(each.stage, list(each.keys.values()))
+        session.run.select(each.stage, [each.keys[target] for target in sorted(each.keys)])
         router = each.asked.router(session.run.account, each.stage)
         work_through(
             each.scorer.NAME, units(each, session, todo), router, each.ledger, session.reporter,
@@ -147,7 +147,7 @@ def plan(scorer: ModuleType, config: Any, session: Session, explanations: pd.Dat
     who = f"scorer '{scorer.NAME}'"
     asked = asked_of(session, who, "score", session.settings.score, needs_of(scorer, config), config)
     model = asked.model
-    prompt_sha = render.joint_sha(scorer.TEMPLATES)
+    prompt_sha, weights, settled = render.joint_sha(scorer.TEMPLATES), asked.weights, asdict(config)
     by_target = {
         (int(row["latent"]), int(row["pole"])): {str(k): v for k, v in row.items()}
         for row in explanations.to_dict("records")
@@ -158,7 +158,7 @@ def plan(scorer: ModuleType, config: Any, session: Session, explanations: pd.Dat
     for target, row in by_target.items():
         keys[target] = work_key(
             stage_name, latent=target[0], pole=target[1], text=row["text"], control=controls.get(target),
-            version=scorer.VERSION, config=asdict(config), model=model, weights=asked.weights, prompt=prompt_sha,
+            version=scorer.VERSION, config=settled, model=model, weights=weights, prompt=prompt_sha,
             sampling=session.sampling_sha, hookpoint=session.hookpoint,
         )  # fmt: skip
     ledger = Ledger(session.run.folder, stage_name)

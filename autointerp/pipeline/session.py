@@ -100,9 +100,8 @@ class Session:
 
     @cached_property
     def subject(self) -> SubjectModel:
-        name, seed = self.subject_name, self.random_seed
-        self.reporter.say(f"loading {name}{' with random weights' if seed is not None else ''}")
-        return self.models.subject(name, self.settings.subject, seed)
+        how = self.settings.subject
+        return self.models.subject(self.subject_name, how, self.random_seed, say=self.reporter.say)
 
     @property
     def random_seed(self) -> int | None:
@@ -187,13 +186,15 @@ class Session:
 
     @cached_property
     def store(self) -> LatentStore:
-        """The run's store of this SAE, collected first when there is none; every file is compared with its sha256."""
+        """The run's store of this SAE, collected first when there is none; the first shard compares every file with
+        its sha256."""
         if not layout.finished(self.store_folder):
             from autointerp.pipeline.collection import collect
 
             layout.shard_folders(self.store_folder)  # says which shards are missing, where some are there
             collect([self])
-        store = LatentStore.open(self.store_folder, verify=True)
+        # Each of many shards would read the whole store for it.
+        store = LatentStore.open(self.store_folder, verify=self.run.shard.index == 0)
         apart = layout.differences(self.acceptable(store.identity), store.identity)
         if apart:
             raise UserError(

@@ -16,10 +16,19 @@ from autointerp.config import RunSettings
 from autointerp.engine.ledger import adopt
 from autointerp.errors import NoLatents, UserError
 from autointerp.files import write_json
-from autointerp.pipeline.cells import Cell, Dictionary, cells_of
+from autointerp.pipeline.cells import (
+    CHOSEN,
+    DICTIONARIES,
+    FINISHED,
+    OF_DICTIONARIES,
+    Cell,
+    Dictionary,
+    cells_of,
+    none_live,
+)
 from autointerp.pipeline.collection import collect
 from autointerp.pipeline.dictionary import NEURONS_TOPK, RANDOM_MODEL, RANDOM_SAE, is_neurons
-from autointerp.pipeline.explain import CHOSEN, STAGE, explain
+from autointerp.pipeline.explain import STAGE, explain
 from autointerp.pipeline.explain import prepare as prepare_explain
 from autointerp.pipeline.lens import write_lens
 from autointerp.pipeline.metrics import write_sae_metrics
@@ -29,6 +38,7 @@ from autointerp.pipeline.run import Run
 from autointerp.pipeline.score import config_of, score, stage_of
 from autointerp.pipeline.score import prepare as prepare_score
 from autointerp.pipeline.session import Session
+from autointerp.pipeline.shares import settle, settled
 from autointerp.pipeline.training_run import subject_to_train_on, train_run
 from autointerp.pipeline.unite import unite
 from autointerp.progress import Reporter
@@ -39,9 +49,7 @@ from autointerp.tables.load import load_table
 from prompts.requests import fingerprint
 
 STAGES = ("train", "collect", "explain", "score")
-FINISHED, DICTIONARIES, TRAINED = "finished.json", "dictionaries.json", "trained"
-OF_DICTIONARIES = {"sae", "null", "seed", "subject", "data", "train", "study"}
-"""Settings that say which dictionaries there are."""
+TRAINED = "trained"
 
 
 class Study:
@@ -221,7 +229,16 @@ class Study:
         if _finished(cell, settings) or not {"explain", "score"} & set(stages):
             return
         self.reporter.say(place)
+        if "explain" not in stages and none_live(cell):
+            self.reporter.say(f"{cell.name}: no latent was explained, since none is live")
+            return
         session = self._session(cell, settings, shard)
+        wanted, of = [stage for stage in (STAGE, "score") if stage in stages], _mark(settings)
+        # What another cell explains may have changed, which nothing here would show.
+        known = not shard.whole and cell.explanations_of is None
+        if known and all(settled(session.run, stage, of) for stage in wanted):
+            self.reporter.say(f"{', '.join(wanted)}: shard {shard} is done already")
+            return
         try:
             session.check()
             session.run.open()
@@ -231,6 +248,8 @@ class Study:
                 explain(session, prepare_explain(session))
             if "score" in stages:
                 score(session, prepare_score(session))
+            for stage in wanted if not shard.whole else ():
+                settle(session.run, stage, of)
         except NoLatents as error:
             # That none is live is a finding about this dictionary, and the others are still to be studied.
             self.reporter.say(f"{cell.name}: {error}")
@@ -271,7 +290,7 @@ def _finished(cell: Cell, settings: RunSettings) -> bool:
 
 def _mark(settings: RunSettings) -> str:
     """What a finished cell is known by; where it lies is no part of it."""
-    return fingerprint(settings.model_dump(mode="json", exclude={"out", "stores"}))
+    return fingerprint(settings.model_dump(mode="json", exclude={"out", "stores", "slurm"}))
 
 
 def _unique(name: str, earlier: Sequence[str]) -> str:

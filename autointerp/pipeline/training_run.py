@@ -42,11 +42,10 @@ def subject_to_train_on(
         raise UserError("no text: name some with --dataset (a .txt, .jsonl or .parquet file, a hub id, or docstrings)")
     if settings.null == RANDOM_SAE:
         raise UserError("a random SAE is one that is not trained: give --null random_sae to collect or explain")
-    reporter.say(f"loading {settings.subject.model}")
     device = settings.subject.device
     own = f"cuda:{world.local_rank}" if device == "cuda" and world.size > 1 else device
     return (models or Models()).subject(
-        settings.subject.model, settings.subject, random_model_seed(settings), device=own
+        settings.subject.model, settings.subject, random_model_seed(settings), device=own, say=reporter.say
     )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from autointerp.subject.lens import largest, logit_lens
 from autointerp.subject.load import SubjectModel
 from autointerp.subject.steer import Batch, Found, Rows, SteerClient
-from prompts.requests import Effects, EffectsReply, Failure, Reply, Request, Shift, Steer, Usage
+from prompts.requests import Effects, EffectsReply, Failure, Reply, Request, Steer, Usage
 from sae.base import SparseAutoencoder
 
 

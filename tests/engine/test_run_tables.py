@@ -206,4 +206,4 @@ def test_methods_are_kept_apart_and_two_saes_are_two_units() -> None:
 
 def test_the_bootstrap_is_seeded_by_its_purpose() -> None:
     values = np.random.default_rng(0).normal(size=30)
-    assert bootstrap(values, np.mean, "a") == bootstrap(values, np.mean, "a") != bootstrap(values, np.mean, "b")
+    assert bootstrap(values, "mean", "a") == bootstrap(values, "mean", "a") != bootstrap(values, "mean", "b")

@@ -26,13 +26,12 @@ down() {
 write_conf() {
   host=$(hostname -s) cpus=$(nproc)
   memory=$(awk '/MemTotal/ {print int($2 / 1024 * 0.9)}' /proc/meminfo)
-  # As another user than root it could start jobs of its own user only, which is enough for nobody here.
+  # Without NoInAddrAny the daemons would listen on every interface.
   # Jobs that queue again would wait two minutes for their old credential to expire: here a few seconds.
   cat > "$conf" <<EOF
 ClusterName=autointerp
 SlurmctldHost=$host(127.0.0.1)
-SlurmctldParameters=enable_configless
-SlurmctldAddr=127.0.0.1
+CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
 SlurmctldPort=17817
 SlurmdPort=17818
 SlurmUser=root
@@ -59,7 +58,7 @@ MinJobAge=300
 ReturnToService=2
 MpiDefault=none
 SwitchType=switch/none
-NodeName=$host NodeAddr=127.0.0.1 CPUs=$cpus RealMemory=$memory State=UNKNOWN
+NodeName=$host NodeHostname=$host NodeAddr=127.0.0.1 CPUs=$cpus RealMemory=$memory State=UNKNOWN
 PartitionName=lab Nodes=$host Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO
 EOF
   # Debian 12's slurmd wants a valid cgroup plugin, though none is used.

@@ -1,12 +1,8 @@
-"""A disk that fills up, at any stage: one line, nothing half-written, and after making room the same bytes.
-
-The disks are file systems in memory of a size of our choice, for which one has to be root.
-"""
+"""A disk that fills up, at any stage: one line, nothing half-written, and after making room the same bytes."""
 
 from __future__ import annotations
 
 import shutil
-import subprocess
 from collections import namedtuple
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +12,7 @@ import numpy as np
 import planted
 import pytest
 from random_codes import files
+from small_disk import MB, Disk, small_disk
 
 import sae
 from autointerp.collect import encode
@@ -32,41 +29,14 @@ from autointerp.store.writer import StoreWriter
 from autointerp.subject.load import SubjectModel, load_subject
 from sae.architectures import topk
 
-MB = 2**20
 TOKENS_MB, PARTS_MB = 0.16, 1.77
 """Room for the tokens, and for all parts of the collection below; the finished arrays take two thirds of the parts."""
 
 
-class Disk:
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        folder.mkdir()
-        self._mount("size=1m")
-
-    def _mount(self, options: str) -> None:
-        done = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(self.folder)],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
-
-    def resize(self, size: float) -> None:
-        self._mount(f"remount,size={int(size * MB) // 4096 * 4096}")
-
-
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Disk]:
-    if shutil.which("mount") is None:
-        pytest.skip("there is no `mount` here")
-    made = Disk(tmp_path / "disk")
-    try:
+    with small_disk(tmp_path / "disk") as made:
         yield made
-    finally:
-        # Arrays that a caught error's frames still map keep the disk busy; it goes with them.
-        subprocess.run(["umount", "--lazy", str(made.folder)], check=True)
 
 
 @pytest.fixture(scope="module")
