@@ -48,12 +48,13 @@ def compare(
     """
     from rich.console import Console
 
+    from autointerp.cli.commands import words
     from autointerp.cli.doctor import printable
     from autointerp.pipeline.compare import comparison
 
     found = comparison(
-        runs, _split(by), methods=_split(method), metrics=_split(metric), plan=plan,
-        allow_different=_split(allow_different), windows=windows, similarity=similarity, seed=seed or 0,
+        runs, words(by) or [], methods=words(method) or [], metrics=words(metric) or [], plan=plan,
+        allow_different=words(allow_different) or [], windows=windows, similarity=similarity, seed=seed or 0,
         say=lambda line: print(printable(line), file=sys.stderr, flush=True),
     )  # fmt: skip
     folder = out or found.folders[0] / "comparison"
@@ -82,7 +83,3 @@ def show(found: Comparison, console: Console) -> None:
         print(f"- {printable(sentence)}")
     for sentence in found.caveats:
         print(f"caveat: {printable(sentence)}")
-
-
-def _split(names: str | None) -> list[str]:
-    return [name.strip() for name in (names or "").split(",") if name.strip()]

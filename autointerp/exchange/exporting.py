@@ -6,13 +6,14 @@ import gzip
 import heapq
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby, islice
+from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+from autointerp.batched import batched
 from autointerp.errors import UserError
 from autointerp.exchange.folder import Tables
 from autointerp.exchange.neuronpedia import (
@@ -77,7 +78,7 @@ def _export(tables: Tables, source: Source, out: Path, names: Names, most: int |
     _remove_earlier(out / result.files, out / result.uploads)
     lens = _lens(tables, source)
     uploads = _Uploads(out / result.uploads, source, result)
-    for number, group in enumerate(_batched(_latents(tables, source, names, most, lens, result), FEATURES_PER_FILE)):
+    for number, group in enumerate(batched(_latents(tables, source, names, most, lens, result), FEATURES_PER_FILE)):
         lines = {
             "features": [feature_line(latent, source, names, lens=lens is not None) for latent in group],
             "activations": [line for latent in group for line in latent.activations],
@@ -229,12 +230,6 @@ def _quantiles(tables: Tables) -> int | None:
     sampling = tables.settings().get("sampling")
     found = sampling.get("quantiles") if isinstance(sampling, dict) else None
     return found if isinstance(found, int) and found > 0 else None
-
-
-def _batched(items: Iterable[Latent], size: int) -> Iterator[list[Latent]]:
-    source = iter(items)
-    while batch := list(islice(source, size)):
-        yield batch
 
 
 def _summary(result: Exported) -> Row:

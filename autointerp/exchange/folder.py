@@ -15,6 +15,7 @@ import yaml
 
 from autointerp.errors import UserError
 from autointerp.tables.schemas import TABLES
+from autointerp.tables.tolerant import complete, unreadable
 
 Row = dict[str, Any]
 
@@ -52,12 +53,9 @@ class Tables:
             source = pq.ParquetFile(self.file(name))
             there = [column for column in wanted.names if column in source.schema_arrow.names]
             for batch in source.iter_batches(batch_size=size, columns=there):
-                yield _complete(pa.Table.from_batches([batch]), wanted)
+                yield complete(pa.Table.from_batches([batch]), wanted)
         except (pa.ArrowException, OSError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(
-                f"cannot read '{self.file(name)}': {reason}; delete it and run the stage that writes it again"
-            ) from error
+            raise unreadable(self.file(name), error) from error
 
     def table(self, name: str, columns: list[str] | None = None) -> pa.Table:
         wanted = columns if columns is not None else TABLES[name].names
@@ -98,32 +96,3 @@ class Tables:
         except (OSError, UnicodeDecodeError, yaml.YAMLError):
             return {}
         return found if isinstance(found, dict) else {}
-
-
-def _complete(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    columns = []
-    for field in schema:
-        if field.name not in table.column_names:
-            columns.append(pa.nulls(table.num_rows, field.type))
-            continue
-        column = table.column(field.name)
-        columns.append(_text(column if column.type == field.type else column.cast(field.type)))
-    return pa.Table.from_arrays(columns, schema=schema)
-
-
-def _text(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Strings that are not UTF-8, which parquet does not forbid, with the replacement character for what is none."""
-    if not (pa.types.is_string(column.type) or column.type == pa.list_(pa.string())):
-        return column
-    try:
-        column.validate(full=True)
-    except pa.ArrowInvalid:
-        binary = pa.binary() if pa.types.is_string(column.type) else pa.list_(pa.binary())
-        return pa.chunked_array([pa.array(_decoded(column.cast(binary).to_pylist()), column.type)])
-    return column
-
-
-def _decoded(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_decoded(item) for item in value]
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import gc
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
+from autointerp.batched import batched
 from autointerp.errors import UserError
 from autointerp.files import write_text
 from autointerp.report import overview
@@ -54,7 +54,7 @@ def build_report(run_dirs: Sequence[Path], out: Path | None = None) -> Path:
             old.unlink()
     _write_index(folder, content)
     with _no_cycles():
-        for shard, cards in enumerate(_batched(content.cards(), CARDS_PER_SHARD)):
+        for shard, cards in enumerate(batched(content.cards(), CARDS_PER_SHARD)):
             _write_script(folder / f"data-{shard:03d}.js", {"kind": "cards", "shard": shard, "cards": cards})
     write_text(folder / "report.js", _script())
     write_text(page, _render(content))
@@ -65,7 +65,7 @@ def _write_index(folder: Path, content: Content) -> None:
     """The list of latents in parts: the first is drawn at once, the others are loaded when they are asked for."""
     head = content.head() | {"per_index": ENTRIES_PER_INDEX, "per_shard": CARDS_PER_SHARD}
     # An empty report still needs its head.
-    parts = _batched(content.entries(), ENTRIES_PER_INDEX) if head["latents"] else iter([()])
+    parts = batched(content.entries(), ENTRIES_PER_INDEX) if head["latents"] else iter([()])
     for part, rows in enumerate(parts):
         written = {"kind": "index", "part": part, "rows": rows}
         _write_script(folder / f"index-{part:03d}.js", {**written, "head": head} if part == 0 else written)
@@ -117,12 +117,6 @@ def _no_cycles() -> Iterator[None]:
     finally:
         if was:
             gc.enable()
-
-
-def _batched(items: Iterable[Any], size: int) -> Iterator[tuple[Any, ...]]:
-    source = iter(items)
-    while batch := tuple(islice(source, size)):
-        yield batch
 
 
 def _template(name: str) -> str:

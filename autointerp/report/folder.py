@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from autointerp.errors import UserError
 from autointerp.report.text import decode
 from autointerp.tables.schemas import TABLES
+from autointerp.tables.tolerant import complete, unreadable
 
 Row = dict[str, Any]
 
@@ -47,7 +48,7 @@ class RunFolder:
             table = pq.read_table(file, columns=[column for column in wanted if column in present], filters=only)
         except (pa.ArrowException, OSError) as error:
             raise unreadable(file, error) from error
-        return complete(table, wanted, schema)
+        return shown(table, wanted, schema)
 
     def frame(self, name: str) -> pd.DataFrame:
         """The table as pandas; nullable integers stay integers."""
@@ -69,46 +70,11 @@ def plain(column: pd.Series) -> list[Any]:
     return values if bool(known.all()) else [v if k else None for v, k in zip(values, known.tolist(), strict=True)]
 
 
-def complete(table: pa.Table, wanted: Sequence[str], schema: pa.Schema) -> pa.Table:
-    """The wanted columns in the schema's types, null where the table has none, blank where null would split a group."""
-    columns = []
-    for name in wanted:
-        kind = schema.field(name).type
-        if name not in table.column_names:
-            columns.append(pa.nulls(table.num_rows, kind))
-            continue
-        column = table.column(name)
-        if column.type != kind:
-            column = column.cast(kind)
-        columns.append(_repaired(column))
-    full = pa.Table.from_arrays(columns, schema=pa.schema([schema.field(name) for name in wanted]))
+def shown(table: pa.Table, wanted: Sequence[str], schema: pa.Schema) -> pa.Table:
+    """The wanted columns in the schema's types; blank where null would split a group."""
+    full = complete(table, pa.schema([schema.field(name) for name in wanted]), decode)
     for name, blank in (("sae_id", ""), ("control", "none")):
         if name in wanted:
             at = full.column_names.index(name)
             full = full.set_column(at, name, pc.fill_null(full.column(name), blank))
     return full
-
-
-def _repaired(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Strings that are not UTF-8 (byte-level token pieces written carelessly) become readable text."""
-    if not (pa.types.is_string(column.type) or column.type == pa.list_(pa.string())):
-        return column
-    try:
-        column.validate(full=True)
-    except pa.ArrowInvalid:
-        binary = pa.binary() if pa.types.is_string(column.type) else pa.list_(pa.binary())
-        return pa.chunked_array([pa.array(_decoded(column.cast(binary).to_pylist()), column.type)])
-    return column
-
-
-def _decoded(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_decoded(item) for item in value]
-    # Arrow cannot hold a surrogate, so its escaped spelling is what reaches the page.
-    return decode(value).encode("utf-8", "backslashreplace").decode("utf-8") if isinstance(value, bytes) else value
-
-
-def unreadable(file: Path, error: Exception) -> UserError:
-    """The error of a table that is damaged: which, why, and what to do."""
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return UserError(f"cannot read {file}: {reason}; delete it and run the stage that writes it again")

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from autointerp.report.by_latent import Ints
-from autointerp.report.folder import RunFolder, complete
+from autointerp.report.folder import RunFolder, shown
 from autointerp.tables.schemas import TABLES
 
 TEXTS = ["document", "pieces", "activations"]
@@ -47,7 +47,7 @@ class WindowTexts:
         while self._kept and self._kept[0][0] + self._kept[0][1].num_rows <= low:
             self._kept.popleft()
         while self._whole is None and self._next <= high:
-            batch = complete(pa.Table.from_batches([next(self._batches)]), TEXTS, TABLES["windows"])
+            batch = shown(pa.Table.from_batches([next(self._batches)]), TEXTS, TABLES["windows"])
             if self._next + batch.num_rows > low:
                 self._kept.append((self._next, batch))
             self._next += batch.num_rows
