@@ -6,8 +6,8 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,7 +47,7 @@ def replacing(path: Path) -> Iterator[Path]:
         DiskFull: there was no room for it; nothing of it is left.
     """
     # Processes of two hosts may have one number.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         with full_disk_named(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
