@@ -16,7 +16,7 @@ import sae
 from autointerp.pipeline.demo_model import demo_subject
 from autointerp.subject.effects import EffectsClient
 from autointerp.subject.hookpoints import editing
-from autointerp.subject.lens import logit_lens, residual_directions
+from autointerp.subject.lens import largest, logit_lens, residual_directions
 from autointerp.subject.load import SubjectModel, load_subject
 from autointerp.subject.steer import SteerClient
 from prompts.requests import Effects, EffectsReply, Failure, Steer, SteerReply, fingerprint
@@ -197,21 +197,19 @@ def test_what_cannot_be(client: EffectsClient, subject: SubjectModel) -> None:
     assert (dead.converged, dead.reached_kl) == (False, 0.0)
 
 
-def test_tokens_that_cannot_be_shown_are_passed_over(
-    client: EffectsClient, subject: SubjectModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tokens_that_cannot_be_shown_are_passed_over(subject: SubjectModel, monkeypatch: pytest.MonkeyPatch) -> None:
     values = torch.arange(-2.0, 40.0)
     (sep,) = subject.tokenizer.convert_tokens_to_ids(["<sep>"])
     assert sep in subject.special_ids and len(values) == len(planted.vocabulary())
     monkeypatch.setattr(
         subject, "pieces_alone", lambda tokens: [{41: "", 40: "\ufffd"}.get(t, f"t{t}") for t in tokens]
     )
-    assert [shift.token for shift in client._largest(values, 3)] == [39, 38, 37]
-    assert [shift.token for shift in client._largest(values, 100)] == [*range(39, 2, -1)]
+    assert [shift.token for shift in largest(subject, values, 3)] == [39, 38, 37]
+    assert [shift.token for shift in largest(subject, values, 100)] == [*range(39, 2, -1)]
     values[sep] = 99.0
-    assert client._largest(values, 1)[0].token == 39
-    assert client._largest(-values - 5, 9, -1) == ()
-    assert [(s.token, s.change) for s in client._largest(5 - values, 2, -1)] == [(2, -5.0), (3, -4.0)]
+    assert largest(subject, values, 1)[0].token == 39
+    assert largest(subject, -values - 5, 9, -1) == ()
+    assert [(s.token, s.change) for s in largest(subject, 5 - values, 2, -1)] == [(2, -5.0), (3, -4.0)]
 
 
 # the logit lens at other places and in other families
