@@ -12,7 +12,7 @@ from scoring.types import EXPLANATION_CONTROLS
 
 MEASURE = ("method", "metric", "negatives")
 """Scores that agree in these measure the same thing."""
-RANDOM_MODEL = "random_model"
+RANDOM_MODEL, RANDOM_WEIGHTS = "random_model", " (random weights)"
 SAME_L0 = 1.15
 """Dictionaries of one architecture whose L0s differ by less than this factor are repetitions, not variants."""
 
@@ -38,10 +38,18 @@ def labelled(scores: pd.DataFrame) -> pd.DataFrame:
     place = scores.loc[own, "control"].groupby(dictionary[own]).first()
     found = scores.assign(own=own, place=dictionary.map(place).fillna("none"))
     found["sae_id"] = identity(found["sae_id"], found["place"])
+    if "scorer_model" in found:
+        found["scorer_model"] = found["scorer_model"].map(_readers, na_action="ignore")
     layer = found["layer"].astype("Int64").astype("string")
     found["site"] = layer.fillna(found["hookpoint"].astype("string")).fillna("").astype(object)
     found["variant"] = found["sae_id"].map(variants(found)).fillna(found["place"])
     return found
+
+
+def _readers(names: object) -> str:
+    """Who judges. An intervention's name holds the model that is steered, too: a random one is what is scored."""
+    parts = list(dict.fromkeys(str(names).split("+")))
+    return "+".join([part for part in parts if not part.endswith(RANDOM_WEIGHTS)] or parts)
 
 
 def identity(sae_id: pd.Series, place: pd.Series) -> pd.Series:

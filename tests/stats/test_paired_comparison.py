@@ -169,3 +169,11 @@ def test_what_cannot_be_compared_is_refused() -> None:
         compare(both, "explainer", "a", "b")
     with pytest.raises(UserError, match="cannot compare by latent"):
         compare(both, "latent", 1, 2)
+
+
+def test_a_steered_random_model_is_no_other_judge() -> None:
+    from autointerp.stats.variants import _readers
+
+    assert _readers("smol+smol (random weights)") == _readers("smol") == "smol"
+    assert _readers("gpt-a") != _readers("gpt-b")
+    assert _readers("smol (random weights)") == "smol (random weights)"
