@@ -96,6 +96,12 @@ def read_array(path: Path) -> NDArray[Any]:
     return array
 
 
+def own_name(name: str) -> str:
+    """A file's or folder's own name, without where it lies; any other name, such as one on a hub, as it is."""
+    path = Path(name).expanduser()
+    return path.name if path.exists() else name
+
+
 def sha256_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 
@@ -45,3 +46,9 @@ class Shard:
 
 
 WHOLE = Shard()
+
+
+def slurm_job() -> str:
+    """The job that this process is of, as Slurm calls it: 17, or 17_3 of an array; empty elsewhere."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID", "")

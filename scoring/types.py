@@ -10,7 +10,8 @@ RANDOM = "random"
 HARD = "hard:"
 """Kinds of windows: activating, drawn at random, or `hard:<source>`."""
 
-EXPLANATION_CONTROLS = ("shuffled_explanation", "generic_explanation", "random_explanation")
+SHUFFLED, GENERIC = "shuffled_explanation", "generic_explanation"
+EXPLANATION_CONTROLS = (SHUFFLED, GENERIC, "random_explanation")
 """Controls that grade the same latent with another explanation. The others (random_sae, random_model,
 neurons_topk) replace what is explained, and have explanations of their own."""
 

@@ -212,18 +212,24 @@ def _allow(session: Session, failed: float, what: str) -> None:
 
 def _finish(session: Session) -> None:
     """Print the summary, write the page, complain of too many failures."""
-    from autointerp.cli.summary import print_summary
-    from autointerp.report import build_report
-    from autointerp.tables.load import load_scores, load_table
+    from autointerp.tables.load import load_table
 
-    folder = session.run.folder
-    print_summary(load_scores(folder))
-    print_spending(session.run.folder)
-    print(f"tables: {folder}/*.parquet")
-    print(f"page:   {build_report([folder])}")
-    judged = load_table(folder, "judgements")
+    print_results(session.run.folder)
+    judged = load_table(session.run.folder, "judgements")
     if len(judged):
         _allow(session, float((judged["status"] != "ok").mean()), "judgements")
+
+
+def print_results(folder: Path, n_cells: int = 1) -> None:
+    """The summary, what was spent, and where tables and page are; the page is written."""
+    from autointerp.cli.summary import print_summary
+    from autointerp.report import build_report
+    from autointerp.tables.load import load_scores
+
+    print_summary(load_scores(folder))
+    print_spending(folder)
+    print(f"tables: {folder}/*.parquet" + (f", of {n_cells} runs in {folder}/cells" if n_cells > 1 else ""))
+    print(f"page:   {build_report([folder])}")
 
 
 def print_spending(folder: Path) -> None:

@@ -45,8 +45,9 @@ def run(
     from autointerp.cli.commands import words
     from autointerp.config import resolve
     from autointerp.jobs.element import element
-    from autointerp.pipeline.names import run_name
-    from autointerp.pipeline.study import STAGES, Study
+    from autointerp.pipeline.cells import STAGES
+    from autointerp.pipeline.names import run_folder
+    from autointerp.pipeline.study import Study
     from autointerp.progress import Reporter
     from autointerp.shards import Shard
 
@@ -61,8 +62,7 @@ def run(
         "score.methods": words(method), "limit": limit, "budget": budget, "out": out, "seed": seed,
     }  # fmt: skip
     settings = resolve(flags, config=config, sets=sets)
-    name = run_name(settings.sae, settings.null) if settings.sae else config.stem if config else "study"
-    folder = Path(settings.out) if settings.out else Path("results") / name
+    folder = run_folder(settings, config)
     study = Study(settings, folder, Reporter(plain=plain, quiet=quiet))
     study.check()
     if dry_run:
@@ -105,14 +105,7 @@ def merge(
 
 
 def _finish(folder: Path, n_cells: int) -> None:
-    """The tables that decide, and the page."""
-    from autointerp.cli.commands import print_spending
-    from autointerp.cli.summary import print_summary
-    from autointerp.report import build_report
-    from autointerp.tables.load import load_scores
+    from autointerp.cli.commands import print_results
 
-    print_summary(load_scores(folder))
-    print_spending(folder)
-    print(f"tables: {folder}/*.parquet" + (f", of {n_cells} runs in {folder}/cells" if n_cells > 1 else ""))
-    print(f"page:   {build_report([folder])}")
+    print_results(folder, n_cells)
     print(f"next:   autointerp compare {folder}")

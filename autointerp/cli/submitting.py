@@ -40,13 +40,12 @@ def submit(
     from autointerp.config import resolve
     from autointerp.jobs.submit import submit as send
     from autointerp.jobs.submit import written
-    from autointerp.pipeline.names import run_name
+    from autointerp.pipeline.names import run_folder
     from autointerp.pipeline.study import Study
     from autointerp.progress import Reporter
 
     settings = resolve({"out": out}, config=config, sets=sets)
-    name = run_name(settings.sae, settings.null) if settings.sae else config.stem
-    folder = (Path(settings.out) if settings.out else Path("results") / name).absolute()
+    folder = run_folder(settings, config).absolute()
     # What every element would stumble over is said now.
     Study(settings, folder, Reporter(quiet=True)).check()
     if show:

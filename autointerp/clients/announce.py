@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -26,6 +25,7 @@ from types import FrameType
 from autointerp.clients._announced import HEALTH_TIMEOUT, Announcement
 from autointerp.clients._keys import find_key
 from autointerp.errors import AutointerpError, UserError
+from autointerp.shards import slurm_job
 
 AGAIN = 1.0
 """Seconds between two looks at a server that is starting."""
@@ -142,12 +142,6 @@ def _free_port() -> int:
         return port
 
 
-def _job() -> str:
-    """As Slurm calls it; empty elsewhere."""
-    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID", "")
-
-
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m autointerp.clients.announce", description="Run a server and announce it in a folder."
@@ -155,7 +149,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="where, e.g. servers in the run folder")
     parser.add_argument("--port", type=int, required=True, help=f"of the server; 0 takes a free one, named {PORT}")
     parser.add_argument("--host", default=socket.gethostname(), help="as others reach it (default: %(default)s)")
-    parser.add_argument("--job", default=_job(), help="for people (default: the Slurm job)")
+    parser.add_argument("--job", default=slurm_job(), help="for people (default: the Slurm job)")
     parser.add_argument("--within", type=float, default=1800.0, help="seconds for starting (default: %(default)s)")
     # Split here: argparse takes the command for empty when it sees the folder.
     given = sys.argv[1:] if arguments is None else arguments

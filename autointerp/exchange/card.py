@@ -12,6 +12,7 @@ import yaml
 
 from autointerp.exchange.folder import Tables
 from autointerp.stats.summary import summarise
+from scoring.types import GENERIC, SHUFFLED
 
 ABOUT: dict[str, str] = {
     "scores": "one row per latent, explanation, method, metric and control, with its 95% interval",
@@ -75,7 +76,7 @@ def _saes(scores: pd.DataFrame) -> list[list[str]]:
     facts = ["model", "arch", "hookpoint", "width", "l0"]
     rows = []
     for sae_id, group in scores.groupby("sae_id"):
-        placed = sorted(set(group["control"].dropna()) - {"none", "shuffled_explanation", "generic_explanation"})
+        placed = sorted(set(group["control"].dropna()) - {"none", SHUFFLED, GENERIC})
         first = [group[name].dropna() for name in facts]
         rows.append([str(sae_id), *("" if some.empty else _text(some.iloc[0]) for some in first), ", ".join(placed)])
     return rows

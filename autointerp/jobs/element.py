@@ -15,7 +15,7 @@ from autointerp.config import RunSettings
 from autointerp.errors import AutointerpError, UserError
 from autointerp.jobs.progress import FINDERS, Progress
 from autointerp.jobs.states import DONE, FAILED, INTERRUPTED, RUNNING, State
-from autointerp.shards import WHOLE, Shard
+from autointerp.shards import WHOLE, Shard, slurm_job
 
 BEAT = 20.0
 """Seconds between two notes of how long an element has run."""
@@ -33,8 +33,8 @@ def element(folder: Path, stage: str, settings: RunSettings, shard: Shard = WHOL
     notes = _Notes(
         folder,
         State(
-            stage, shard.index, shard.count, RUNNING, progress.of, before, socket.gethostname(), _job(), os.getpid(),
-            time.strftime("%Y-%m-%d %H:%M:%S%z"),
+            stage, shard.index, shard.count, RUNNING, progress.of, before, socket.gethostname(), slurm_job(),
+            os.getpid(), time.strftime("%Y-%m-%d %H:%M:%S%z"),
         ),
     )  # fmt: skip
     try:
@@ -95,8 +95,3 @@ class _Notes:
             with self._lock, suppress(OSError, AutointerpError):
                 if not self._ended.is_set():
                     self.write()
-
-
-def _job() -> str:
-    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID", "")

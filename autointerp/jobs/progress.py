@@ -10,20 +10,12 @@ from pathlib import Path
 
 from autointerp.config import RunSettings
 from autointerp.jobs.states import DONE, State, divisions, mark, read_states
-from autointerp.pipeline.cells import (
-    DICTIONARIES,
-    FINISHED,
-    OF_DICTIONARIES,
-    Cell,
-    Dictionary,
-    cells_of,
-    none_live,
-)
+from autointerp.pipeline.cells import FINISHED, Cell, known_cells, none_live
+from autointerp.pipeline.cells import STAGES as WORK
 from autointerp.shards import Shard
 from autointerp.store import layout
-from prompts.requests import fingerprint
 
-STAGES = ("train", "collect", "explain", "score", "merge")
+STAGES = (*WORK, "merge")
 UNDIVIDED = frozenset({"train", "merge"})
 ALL = "all"
 """Stage of a process that does them all."""
@@ -69,11 +61,7 @@ class Progress:
     @cached_property
     def cells(self) -> list[Cell] | None:
         """None until its SAEs are known: the first process writes them down, after training if there is some."""
-        path = self.folder / DICTIONARIES
-        known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        if known.get("of") != fingerprint(self.settings.model_dump(mode="json", include=OF_DICTIONARIES)):
-            return None
-        return cells_of(self.settings, [Dictionary(**one) for one in known["dictionaries"]], self.folder)
+        return known_cells(self.settings, self.folder)
 
     def share(self, stage: str, shard: Shard) -> Share:
         return FINDERS[stage](self, shard)

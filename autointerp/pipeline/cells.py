@@ -6,6 +6,7 @@ the same latents, so that their differences are those of the pipeline.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,9 @@ from itertools import product
 from pathlib import Path
 
 from autointerp.config import RunSettings, StudySettings
+from prompts.requests import fingerprint
 
+STAGES = ("train", "collect", "explain", "score")
 CELLS, STORES = "cells", "store"
 FINISHED, DICTIONARIES = "finished.json", "dictionaries.json"
 CHOSEN = "chosen.json"
@@ -50,6 +53,25 @@ class Cell:
 def none_live(cell: Cell) -> bool:
     """Its latents are known, and none was chosen."""
     return (cell.folder / "latents.parquet").is_file() and not (cell.folder / CHOSEN).is_file()
+
+
+def run_folders(folder: Path, having: str) -> list[Path]:
+    """The cells of a study that have a file of this name; the folder itself where it has no such cells."""
+    return sorted(path.parent for path in (folder / CELLS).glob(f"*/{having}")) or [folder]
+
+
+def dictionaries_mark(settings: RunSettings) -> str:
+    """What the settings that say which dictionaries there are are known by."""
+    return fingerprint(settings.model_dump(mode="json", include=OF_DICTIONARIES))
+
+
+def known_cells(settings: RunSettings, out: Path) -> list[Cell] | None:
+    """The study's cells, from what was written down when its dictionaries were made; None before that."""
+    path = out / DICTIONARIES
+    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if known.get("of") != dictionaries_mark(settings):
+        return None
+    return cells_of(settings, [Dictionary(**one) for one in known["dictionaries"]], out)
 
 
 def cells_of(settings: RunSettings, dictionaries: Sequence[Dictionary], out: Path) -> list[Cell]:

@@ -23,7 +23,6 @@ from autointerp.pipeline.demo_model import demo_embedder
 from autointerp.pipeline.session import Session
 from autointerp.registries import CLIENTS, member
 from autointerp.subject.effects import EffectsClient
-from autointerp.subject.load import load_subject
 from autointerp.subject.steer import SteerClient
 from autointerp.types import Client, Finding, Gathering, Server
 from prompts.requests import Chat, Choice, Effects, Embed, Likelihood, Request, Steer, fingerprint
@@ -235,5 +234,6 @@ def likelihoods(session: Session) -> Client:
     """A local model whose likelihoods are read: `--scorer-llm` if it is a folder, else the (trained) subject model."""
     llm = session.settings.score.llm
     if llm is not None and Path(llm).expanduser().is_dir():
-        return HFClient(load_subject(llm, device=session.settings.subject.device))
+        how = session.settings.subject.model_copy(update={"dtype": "float32"})
+        return HFClient(session.models.subject(llm, how))
     return HFClient(session.reader)

@@ -19,7 +19,7 @@ from autointerp.stats.main_table import main_table
 from autointerp.stats.planning import plan_table, resolvable_table
 from autointerp.stats.repeats import agreement_table, ranking_table, variance_table
 from autointerp.stats.spent import with_cost
-from autointerp.stats.variants import graded, labelled, once, own_of
+from autointerp.stats.variants import contents, graded, labelled, once, own_of
 from scoring.types import EXPLANATION_CONTROLS
 
 Paths = str | Path | Iterable[str | Path]
@@ -114,7 +114,7 @@ def _dictionaries(gathered: Gathered, scores: pd.DataFrame, latents: pd.DataFram
         table[name] = rows["value"].reindex(table.index)
         table[f"{name}_low"] = rows["ci_low"].reindex(table.index)
         table[f"{name}_high"] = rows["ci_high"].reindex(table.index)
-    unscored = sorted(set(metrics.index.dropna()) - {name.removesuffix(" (random_model)") for name in table.index})
+    unscored = sorted(set(metrics.index.dropna()) - set(map(contents, table.index)))
     more = metrics[~metrics.index.duplicated()].loc[unscored, ["arch", "hookpoint", "width"]].assign(scored=0)
     table = pd.concat([table, more]) if len(more) else table
     table = table.join(states.assign(n_latents=states.sum(axis=1)), how="left")

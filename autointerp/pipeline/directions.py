@@ -11,13 +11,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 from numpy.typing import NDArray
 
 import sae as sae_package
 from autointerp.config import RunSettings, resolve
 from autointerp.errors import UserError
-from autointerp.pipeline.cells import CELLS
+from autointerp.pipeline.cells import run_folders
 from autointerp.pipeline.dictionary import NEURONS_TOPK, RANDOM_MODEL, RANDOM_SAE, is_neurons, load_dictionary
 from autointerp.stats.matching import Directions, unit
 from autointerp.stats.variants import variants
@@ -102,16 +101,16 @@ def dictionaries(runs: str | Path | Sequence[str | Path]) -> list[Found]:
 
 
 def _cells(folder: Path) -> list[Path]:
-    cells = sorted(path.parent for path in (folder / CELLS).glob("*/config.yaml"))
-    if not cells and not (folder / "config.yaml").is_file():
+    cells = run_folders(folder, "config.yaml")
+    if cells == [folder] and not (folder / "config.yaml").is_file():
         raise UserError(f"no run in '{folder}': config.yaml is missing; name the folder that a run was written to")
-    return cells or [folder]
+    return cells
 
 
 def _add(found: dict[str, Found], folder: Path) -> None:
     if not (folder / "latents.parquet").is_file() and not (folder / "explanations.parquet").is_file():
         return
-    settings = resolve({}, base=yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")), environ={})
+    settings = resolve({}, config=folder / "config.yaml", environ={})
     explanations = _table(folder, "explanations", ["sae_id", "latent", "pole", "explainer", "draw", "status", "text"])
     latents = _table(folder, "latents", ["sae_id", "latent", "n_fired", "density"])
     ids = pd.concat([latents["sae_id"], explanations["sae_id"]]).dropna().unique()
@@ -181,7 +180,7 @@ def _no_subject() -> SubjectModel:
 
 @lru_cache(maxsize=KEPT)
 def _directions(folder: Path, spec: str, key: str) -> Directions:
-    settings = resolve({}, base=yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")), environ={})
+    settings = resolve({}, config=folder / "config.yaml", environ={})
     loaded = _load(folder, settings)
     if loaded is None:
         raise UserError(f"the SAE '{spec}' of '{folder}' is gone")

@@ -17,13 +17,15 @@ import pyarrow.parquet as pq
 import yaml
 
 from autointerp.errors import UserError
+from autointerp.files import own_name
+from autointerp.pipeline.cells import run_folders
 from autointerp.stats.comparable import setting_of
 from autointerp.stats.frames import LATENT
-from autointerp.stats.variants import identity, labelled
+from autointerp.stats.variants import contents, identity, labelled
 from autointerp.tables.parts import NULLABLE
 from autointerp.tables.schemas import TABLES
+from autointerp.tables.tolerant import complete, unreadable
 
-CELLS = "cells"
 READ = ("scores", "explanations", "latents", "sae_metrics")
 """Tables that every comparison reads; usage and failures are read run by run."""
 CONDITION = (
@@ -109,13 +111,12 @@ def gather(paths: str | Path | Iterable[str | Path], more: Sequence[str] = ()) -
     tables = {}
     parts: list[Part] = []
     for folder in folders:
-        cells = [path for path in sorted((folder / CELLS).glob("*")) if (path / "scores.parquet").is_file()]
-        parts += [_part(cell, str(folder)) for cell in cells or [folder]]
+        parts += [_part(cell, str(folder)) for cell in run_folders(folder, "scores.parquet")]
     for name in (*READ, *more):
         frames = [_frame(folder, name).assign(folder=str(folder)) for folder in folders]
         kept = [frame for frame in frames if len(frame)] or frames[:1]
         tables[name] = pd.concat(kept, ignore_index=True)
-    known = {part.of: _corpus(part.settings.get("data.dataset")) for part in parts if Path(part.of) == part.folder}
+    known = {part.of: _corpus_of(part) for part in parts if Path(part.of) == part.folder}
     for name, frame in tables.items():
         if "draw" in frame:
             frame["draw"] = frame["draw"].fillna(0)
@@ -135,8 +136,7 @@ def latents_of(gathered: Gathered, scores: pd.DataFrame) -> pd.DataFrame:
     """
     latents = gathered.tables["latents"]
     places = scores[["folder", "sae_id", "place"]].drop_duplicates()
-    plain = places["sae_id"].str.removesuffix(" (random_model)")
-    places = places.assign(sae_id=plain).drop_duplicates(["folder", "sae_id"], keep=False)
+    places = places.assign(sae_id=places["sae_id"].map(contents)).drop_duplicates(["folder", "sae_id"], keep=False)
     found = latents.merge(places, on=["folder", "sae_id"], how="inner")
     found["sae_id"] = identity(found["sae_id"], found["place"])
     return found.drop_duplicates([*LATENT, "corpus"], ignore_index=True)
@@ -178,22 +178,10 @@ def _with_prompts(scores: pd.DataFrame, explanations: pd.DataFrame) -> pd.DataFr
 def _frame(folder: Path, name: str) -> pd.DataFrame:
     """A table with all columns of its schema, those it lacks null; an empty one where there is no file."""
     schema, path = TABLES[name], folder / f"{name}.parquet"
-    if not path.is_file():
-        table = schema.empty_table()
-    else:
-        try:
-            there = pq.read_table(path)
-            columns = [
-                there.column(wanted.name).cast(wanted.type) if wanted.name in there.column_names
-                else pa.nulls(there.num_rows, wanted.type)
-                for wanted in schema
-            ]  # fmt: skip
-        except (pa.ArrowException, OSError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(
-                f"cannot read '{path}': {reason}; delete it and run the stage that writes it again"
-            ) from error
-        table = pa.Table.from_arrays(columns, schema=schema)
+    try:
+        table = complete(pq.read_table(path), schema) if path.is_file() else schema.empty_table()
+    except (pa.ArrowException, OSError) as error:
+        raise unreadable(path, error) from error
     frame: pd.DataFrame = table.to_pandas(types_mapper=NULLABLE.get)
     return frame
 
@@ -222,11 +210,9 @@ def _flat(tree: Mapping[str, Any], above: str) -> Iterable[tuple[str, Any]]:
             yield dotted, value
 
 
-def _corpus(dataset: Any) -> str | None:
-    if not isinstance(dataset, str):
-        return None
-    path = Path(dataset).expanduser()
-    return path.name if path.exists() else dataset
+def _corpus_of(part: Part) -> str | None:
+    dataset = part.settings.get("data.dataset")
+    return own_name(dataset) if isinstance(dataset, str) else None
 
 
 def _shown(value: Any) -> str:

@@ -27,9 +27,8 @@ from autointerp.seeds import generator
 from autointerp.types import LatentRecord, Rows
 from prompts import render
 from prompts.requests import Request, fingerprint
-from scoring.types import Outcome, Subject
+from scoring.types import GENERIC, SHUFFLED, Outcome, Subject
 
-SHUFFLED, GENERIC = "shuffled_explanation", "generic_explanation"
 GENERIC_TEXT = "common words and phrases of ordinary text"
 """An explanation that fits any text; what it scores, a method gives away."""
 

@@ -18,7 +18,7 @@ from autointerp.config import DataSettings, RunSettings
 from autointerp.engine.ledger import Ledger, work_key
 from autointerp.engine.replies import COUNTED
 from autointerp.errors import UserError
-from autointerp.files import sha256_of
+from autointerp.files import own_name, sha256_of
 from autointerp.pipeline.dictionary import control_of, is_neurons, load_dictionary, random_model_seed
 from autointerp.pipeline.embeddings import KeptEmbeddings
 from autointerp.pipeline.models import Models
@@ -245,9 +245,8 @@ class Session:
 
     @property
     def corpus(self) -> str:
-        """The data set's name in tables: a file's or folder's own, without where it lies."""
-        path = Path(self.dataset).expanduser()
-        return path.name if path.exists() else self.dataset
+        """The data set's name in tables."""
+        return own_name(self.dataset)
 
     @property
     def about_sae(self) -> dict[str, Any]:

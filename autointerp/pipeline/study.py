@@ -20,10 +20,12 @@ from autointerp.pipeline.cells import (
     CHOSEN,
     DICTIONARIES,
     FINISHED,
-    OF_DICTIONARIES,
+    STAGES,
     Cell,
     Dictionary,
     cells_of,
+    dictionaries_mark,
+    known_cells,
     none_live,
 )
 from autointerp.pipeline.collection import collect
@@ -48,7 +50,6 @@ from autointerp.store import layout
 from autointerp.tables.load import load_table
 from prompts.requests import fingerprint
 
-STAGES = ("train", "collect", "explain", "score")
 TRAINED = "trained"
 
 
@@ -108,15 +109,15 @@ class Study:
         Raises:
             UserError: they were not made yet, and `train` does not say to make them now.
         """
-        path = self.out / DICTIONARIES
-        of = fingerprint(self.settings.model_dump(mode="json", include=OF_DICTIONARIES))
-        known = json.loads(path.read_text()) if path.is_file() else {}
-        if known.get("of") != of:
-            if self.settings.train.hookpoints and not train:
-                raise UserError(f"the SAEs of '{self.out}' are not trained yet: run the stage `train` first")
-            known = {"of": of, "dictionaries": [asdict(one) for one in self._make_dictionaries()]}
-            write_json(path, known)
-        return cells_of(self.settings, [Dictionary(**one) for one in known["dictionaries"]], self.out)
+        found = known_cells(self.settings, self.out)
+        if found is not None:
+            return found
+        if self.settings.train.hookpoints and not train:
+            raise UserError(f"the SAEs of '{self.out}' are not trained yet: run the stage `train` first")
+        made = self._make_dictionaries()
+        known = {"of": dictionaries_mark(self.settings), "dictionaries": [asdict(one) for one in made]}
+        write_json(self.out / DICTIONARIES, known)
+        return cells_of(self.settings, made, self.out)
 
     def merge(self, *, partial: bool = False) -> list[Cell]:
         """Final tables of what shards have done; finished cells are marked.
@@ -261,18 +262,18 @@ class Study:
             self._close(cell, settings, session)
 
     def _close(self, cell: Cell, settings: RunSettings, session: Session | None = None) -> None:
-        """What is made once all of a cell is there."""
+        """What is made once all of a cell is there; a `session` that is given has its tables already."""
         if _finished(cell, settings):
             return
-        session = session or self._session(cell, settings)
-        session.run.merge()
-        session.run.close()
+        if session is None:
+            session = self._session(cell, settings)
+            session.run.merge()
+            session.run.close()
         if cell.leads:
             write_sae_metrics(session)
             write_lens(session)
         wanted = {STAGE, *(stage_of(name) for name in settings.score.methods)}
-        none_live = not (cell.folder / CHOSEN).is_file()
-        if none_live or (wanted <= set(session.run.stages) and not session.run.unfinished()):
+        if none_live(cell) or (wanted <= set(session.run.stages) and not session.run.unfinished()):
             write_json(cell.folder / FINISHED, _mark(settings))
 
     def _settings_of(self, cell: Cell) -> RunSettings:

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from autointerp.report.folder import plain
 from autointerp.report.groups import Group
 from autointerp.report.text import short, visible, words
+from scoring.types import SHUFFLED as CONTROL
 
-CONTROL = "shuffled_explanation"
 PREFERRED = ("balanced_accuracy", "auroc", "logprob_gain", "pearson", "spearman", "accuracy", "f1")
 SECONDARY = frozenset({"precision", "recall"})
 SETTING: dict[str, str] = {

@@ -17,6 +17,8 @@ LATENT = ("sae_id", "latent")
 """What makes two rows speak of the same latent. `run_id` is no part of it: two explainers of one SAE are two runs."""
 
 Floats = NDArray[np.float64]
+SLAB = 5_000_000
+"""Numbers held at once while something is resampled."""
 
 
 def single_kind(scores: pd.DataFrame, apart_from: Iterable[str] = ()) -> pd.DataFrame:
@@ -54,3 +56,9 @@ def per_unit(scores: pd.DataFrame, unit: Sequence[str]) -> pd.Series:
     """
     keys = present(scores, unit)
     return scores.groupby(keys, sort=True, dropna=False)["value"].mean()
+
+
+def slabs(n: int, size: int) -> list[int]:
+    """n rows of `size` drawn numbers, in slabs that are held at once: what bounds the memory of resampling."""
+    rows = max(1, SLAB // max(1, size))
+    return [min(rows, n - done) for done in range(0, n, rows)]

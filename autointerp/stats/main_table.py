@@ -16,8 +16,8 @@ from autointerp.stats.coverage import at_same_density, coverage
 from autointerp.stats.frames import LATENT
 from autointerp.stats.resampling import LEAST, WINDOW_STATISTICS, interval, resample
 from autointerp.stats.variants import MEASURE, measures, own_of
+from scoring.types import GENERIC, SHUFFLED
 
-SHUFFLED, GENERIC = "shuffled_explanation", "generic_explanation"
 SAME = ("draw", "corpus", "scorer_model", "explainer", "explainer_model", "pole")
 """An explanation and its control are compared under the same conditions."""
 

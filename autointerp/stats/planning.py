@@ -14,8 +14,9 @@ from autointerp.stats.power import NOISE, Plan, latents_at, latents_needed, powe
 from autointerp.stats.power import windows_needed as windows_for
 from autointerp.stats.repeats import trained_of
 from autointerp.stats.variants import MEASURE, measures
+from scoring.types import SHUFFLED
 
-TWO_SAES, ALL_LAYERS, SHUFFLED = "two SAEs, one layer", "two SAEs, all layers", "real against shuffled"
+TWO_SAES, ALL_LAYERS, AGAINST = "two SAEs, one layer", "two SAEs, all layers", "real against shuffled"
 WINDOWS = (10, 20, 50, 100, 200)
 WANTED = 0.8
 
@@ -42,7 +43,7 @@ def resolvable_table(scores: pd.DataFrame) -> pd.DataFrame:
         gaps = _gaps(own, control)
         found = [(TWO_SAES, False, sd, latents)]
         found += [(ALL_LAYERS, False, sd, latents * sites)] if sites > 1 else []
-        found += [(SHUFFLED, True, float(gaps.std(ddof=1)) if len(gaps) > 1 else math.nan, len(gaps))]
+        found += [(AGAINST, True, float(gaps.std(ddof=1)) if len(gaps) > 1 else math.nan, len(gaps))]
         for design, paired, spread, n in found:
             difference = resolvable(spread, n, paired=paired, wanted=WANTED)
             rows.append({
@@ -127,7 +128,7 @@ def _sd_of_truth(known: pd.DataFrame) -> float:
 
 
 def _with_control(scores: pd.DataFrame) -> list[tuple[tuple[dict[str, str], pd.DataFrame], pd.DataFrame]]:
-    shuffled = scores[(scores["control"] == "shuffled_explanation") & (scores["place"] == "none")]
+    shuffled = scores[(scores["control"] == SHUFFLED) & (scores["place"] == "none")]
     found = []
     for measure, own in measures(trained_of(scores)):
         control = shuffled

@@ -8,11 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import stats
 
-from autointerp.stats.frames import Floats
+from autointerp.stats.frames import Floats, slabs
 
 PERMUTATIONS = 4999
-SLAB = 5_000_000
-"""Numbers held at once."""
 EXACT_SIGNS = 12
 """Up to as many pairs all sign patterns are tried."""
 EXACT_RANKS = 25
@@ -32,7 +30,7 @@ def sign_flip(differences: Floats, rng: np.random.Generator, n: int = PERMUTATIO
         signs = 1.0 - 2.0 * ((np.arange(2**size)[:, None] >> np.arange(size)) & 1)
         return float((_at_least(signs @ differences, seen)).mean())
     drawn = np.concatenate([
-        (1.0 - 2.0 * rng.integers(0, 2, size=(rows, size))) @ differences for rows in _slabs(n, size)
+        (1.0 - 2.0 * rng.integers(0, 2, size=(rows, size))) @ differences for rows in slabs(n, size)
     ])  # fmt: skip
     return (1 + int(_at_least(drawn, seen).sum())) / (n + 1)
 
@@ -46,16 +44,10 @@ def label_permutation(
         pooled = np.concatenate([a, b])
         seen += a.mean() - b.mean()
         chosen = np.concatenate([
-            rng.permuted(np.tile(pooled, (rows, 1)), axis=1)[:, : len(a)].sum(axis=1) for rows in _slabs(n, len(pooled))
+            rng.permuted(np.tile(pooled, (rows, 1)), axis=1)[:, : len(a)].sum(axis=1) for rows in slabs(n, len(pooled))
         ])  # fmt: skip
         drawn += chosen / len(a) - (pooled.sum() - chosen) / len(b)
     return (1 + int(_at_least(drawn, seen).sum())) / (n + 1)
-
-
-def _slabs(n: int, size: int) -> list[int]:
-    """n rows of `size` numbers, in slabs that are held at once."""
-    rows = max(1, SLAB // max(1, size))
-    return [min(rows, n - done) for done in range(0, n, rows)]
 
 
 def _at_least(drawn: Floats, seen: float) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:

@@ -14,13 +14,11 @@ import numpy as np
 from scipy import stats
 
 from autointerp.errors import UserError
-from autointerp.stats.frames import Floats
+from autointerp.stats.frames import Floats, slabs
 
 RESAMPLES = 2000
 LEAST = 3
 """Fewest latents for an interval."""
-AT_ONCE = 4_000_000
-"""Values that are drawn together: what bounds the memory, whatever the number of latents."""
 
 STATISTICS: dict[str, Callable[..., Floats]] = {"mean": np.mean, "median": np.median}
 
@@ -47,9 +45,8 @@ def interval(estimates: Floats, n: int, df: float | None = None) -> tuple[float,
 def resample(values: Floats, statistic: str, rng: np.random.Generator, n: int = RESAMPLES) -> Floats:
     """(n,) estimates, each from as many latents as there are, drawn with replacement."""
     estimate, size = STATISTICS[statistic], len(values)
-    step = max(1, AT_ONCE // max(1, size))
-    parts = [min(step, n - begin) for begin in range(0, n, step)]
-    return np.concatenate([estimate(values[rng.integers(0, size, size=(rows, size))], axis=1) for rows in parts])
+    drawn = [estimate(values[rng.integers(0, size, size=(rows, size))], axis=1) for rows in slabs(n, size)]
+    return np.concatenate(drawn)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,8 @@ import pandas as pd
 from autointerp.seeds import generator
 from autointerp.stats.frames import Floats
 from autointerp.stats.resampling import LEAST, STATISTICS, interval, resample
-from scoring.types import EXPLANATION_CONTROLS
+from scoring.types import EXPLANATION_CONTROLS, SHUFFLED
 
-CONTROL = "shuffled_explanation"
 HEADLINE = {"auroc", "balanced_accuracy", "logprob_gain", "pearson"}
 """Metrics that grade an explanation (before an @, which says at what setting); others (a reached KL, a strength)
 describe how the grading went."""
@@ -46,7 +45,7 @@ def summarise(scores: pd.DataFrame) -> pd.DataFrame:
         ["place", "method", "metric", "negatives"], sort=True
     ):
         asked = group[group["own"]]
-        against = group[group["control"] == CONTROL]
+        against = group[group["control"] == SHUFFLED]
         wide = pd.DataFrame(
             {"real": asked.groupby(latent)["value"].mean(), "control": against.groupby(latent)["value"].mean()}
         ).astype(float)

@@ -12,7 +12,7 @@ from scoring.types import EXPLANATION_CONTROLS
 
 MEASURE = ("method", "metric", "negatives")
 """Scores that agree in these measure the same thing."""
-RANDOM_MODEL, RANDOM_WEIGHTS = "random_model", " (random weights)"
+RANDOM_MODEL, ON_RANDOM, RANDOM_WEIGHTS = "random_model", " (random_model)", " (random weights)"
 SAME_L0 = 1.15
 """Dictionaries of one architecture whose L0s differ by less than this factor are repetitions, not variants."""
 
@@ -54,7 +54,12 @@ def _readers(names: object) -> str:
 
 def identity(sae_id: pd.Series, place: pd.Series) -> pd.Series:
     """The same SAE on a random model is another dictionary; its `sae_id`, which names contents, does not say so."""
-    return sae_id.where(place != RANDOM_MODEL, sae_id.astype(str) + f" ({RANDOM_MODEL})")
+    return sae_id.where(place != RANDOM_MODEL, sae_id.astype(str) + ON_RANDOM)
+
+
+def contents(sae_id: str) -> str:
+    """`identity` undone: the name of the SAE's contents."""
+    return sae_id.removesuffix(ON_RANDOM)
 
 
 def variants(scores: pd.DataFrame) -> dict[str, str]:

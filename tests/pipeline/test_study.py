@@ -204,6 +204,8 @@ def test_a_missing_shard_is_named_and_not_merged(world: Any, tmp_path: Path, cli
     config.write_text(config.read_text().replace("once:\n  - intervention", "once: []"))
     how = ("run", "--config", config, "--sae", world.sae, "--quiet", "--out", tmp_path / "out")
     assert cli(*how, "--only", "collect").code == 0
+    assert cli("merge", tmp_path / "out", "--partial").code == 0
+    assert not (tmp_path / "out" / "finished.json").exists(), "what was not begun is not finished"
     assert cli(*how, "--only", "explain", "--shard", "1/3").code == 0
     scoring = cli(*how, "--only", "score", "--shard", "1/3")
     assert scoring.code == 2
